@@ -1,0 +1,1 @@
+"""The `pressrun` command, composing the rest."""

@@ -1,0 +1,1 @@
+"""Model families: one file a family and a line in the registry."""

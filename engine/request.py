@@ -1,0 +1,102 @@
+"""What goes into the engine and what comes out: plain data, no tensors, safe to send between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one sequence is drawn. Names and meanings are OpenAI's and vLLM's; the caller has checked the ranges.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. `logprobs` is the number of top
+    alternatives to report beside each drawn token (0: only the drawn one; None: none at all).
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sequence to complete. `n` choices of one prompt are `n` requests, which share its cached pages.
+
+    Lower `priority` runs first; among equals, earlier arrivals. With `stream` every step's tokens are reported,
+    otherwise only the finished sequence.
+    """
+
+    id: str
+    prompt: Sequence[int]
+    params: SamplingParams
+    priority: int = 0
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """The log-probability of one drawn token, and the likeliest alternatives as (token id, log-probability)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """New tokens of one request, since the last output of the same request.
+
+    `finish_reason` is set on the last one: "stop" (end of sequence, stop token or stop string: `stop_reason` says
+    which, None for end of sequence), "length", "abort", or "error" with `error` in words. The token that ended the
+    sequence is included in `token_ids`. `num_cached_tokens` counts prompt tokens served from cached pages.
+    """
+
+    id: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    logprobs: list[TokenLogprob] | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How full the engine is: what decides how many more requests its owner should hold ready."""
+
+    num_running: int
+    num_waiting: int
+    num_free_pages: int
+    num_pages: int
+    page_size: int
+    num_preemptions: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a caller must know of the loaded model to make requests that fit."""
+
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...] = field(default=())
+    num_parameters: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"

@@ -1,0 +1,46 @@
+"""Blob stores: bytes under a key, on disk or in Redis. The scheme of a URL picks the file.
+
+A blob appears whole or not at all: a reader never sees a part of one, and writing it again replaces it. Keys are
+`/`-separated names that Pressrun makes itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from redis import Redis
+
+from ..errors import SettingsError
+from .disk import DiskBlobs
+from .redis import RedisBlobs
+
+
+class Blobs(Protocol):
+    """What every blob store does. All methods are blocking and thread-safe."""
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
+        """Store the chunks under `key` and return their size; durable when it returns."""
+
+    def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+        """The bytes from `offset`, at most `size` of them, in chunks. Raises BlobMissing at once."""
+
+    def size(self, key: str) -> int:
+        """The size in bytes. Raises BlobMissing."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """The keys that lie below the folder `prefix`, in order."""
+
+    def delete(self, key: str) -> None:
+        """Remove a blob; a missing one is no error."""
+
+
+def open_blobs(url: str, redis: Redis) -> Blobs:
+    """The blob store that a URL names: `file:///folder` or `redis:` (the store's own Redis)."""
+    parts = urlsplit(url)
+    if parts.scheme == "file" and parts.path:
+        return DiskBlobs(unquote(parts.path))
+    if parts.scheme == "redis":
+        return RedisBlobs(redis)
+    raise SettingsError(f"PRESSRUN_BLOB_URL={url!r}: expected file:///folder or redis:")

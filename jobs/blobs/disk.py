@@ -1,0 +1,82 @@
+"""Blobs as files in a folder. A blob is written beside its place, synced, and renamed into it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..errors import BlobMissing
+
+CHUNK = 2**20
+
+
+class DiskBlobs:
+    """Every key is a path below `root`."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+        try:
+            with open(draft, "wb") as out:
+                size = sum(out.write(chunk) for chunk in chunks)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        return size
+
+    def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+        try:
+            file = open(self._path(key), "rb")  # noqa: SIM115 (the iterator closes it)
+        except FileNotFoundError as error:
+            raise BlobMissing(key) from error
+
+        def read() -> Iterator[bytes]:
+            left = size
+            with file:
+                file.seek(offset)
+                while left is None or left > 0:
+                    chunk = file.read(CHUNK if left is None else min(CHUNK, left))
+                    if not chunk:
+                        return
+                    if left is not None:
+                        left -= len(chunk)
+                    yield chunk
+
+        return read()
+
+    def size(self, key: str) -> int:
+        try:
+            return self._path(key).stat().st_size
+        except FileNotFoundError as error:
+            raise BlobMissing(key) from error
+
+    def list(self, prefix: str) -> Iterator[str]:
+        folder = self._path(prefix)
+        paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".part"))
+        return iter(sorted(path.relative_to(self.root).as_posix() for path in paths))
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        path = (self.root / key).resolve()
+        assert path.is_relative_to(self.root.resolve()), f"blob key leaves the store: {key}"
+        return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is durable once its folder is."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,48 @@
+"""Blobs as Redis strings: for native jobs and small deployments. A blob is held in memory while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from redis import Redis
+
+from ..errors import BlobMissing
+
+CHUNK = 2**20
+PREFIX = "pressrun:blob:"
+
+
+class RedisBlobs:
+    """Every key is one string below `pressrun:blob:`. With `ttl_s` a blob vanishes that long after it was written."""
+
+    def __init__(self, redis: Redis, *, ttl_s: int | None = None) -> None:
+        self.redis = redis
+        self.ttl_s = ttl_s
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
+        data = b"".join(chunks)
+        self.redis.set(PREFIX + key, data, ex=self.ttl_s)
+        return len(data)
+
+    def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+        end = self.size(key) if size is None else min(offset + size, self.size(key))
+
+        def read() -> Iterator[bytes]:
+            for start in range(offset, end, CHUNK):
+                chunk: Any = self.redis.getrange(PREFIX + key, start, min(start + CHUNK, end) - 1)
+                yield chunk
+
+        return read()
+
+    def size(self, key: str) -> int:
+        if not self.redis.exists(PREFIX + key):
+            raise BlobMissing(key)
+        return int(self.redis.strlen(PREFIX + key))
+
+    def list(self, prefix: str) -> Iterator[str]:
+        found = self.redis.scan_iter(match=f"{PREFIX}{prefix}/*", count=1000)
+        return iter(sorted({key.decode().removeprefix(PREFIX) for key in found}))
+
+    def delete(self, key: str) -> None:
+        self.redis.delete(PREFIX + key)

@@ -1,0 +1,64 @@
+"""Every error that Pressrun raises on purpose.
+
+PressrunError
+├── SettingsError        a setting is unknown, malformed or contradicts another
+├── UserError            what a client sent cannot be served; carries OpenAI's error fields
+│   ├── NotFound         404: no object with this id
+│   └── Conflict         409: the object is not in a state that allows this
+├── StoreUnavailable     Redis did not answer, or could not make a write durable
+└── BlobMissing          a blob that the store points to is not there
+"""
+
+from __future__ import annotations
+
+
+class PressrunError(Exception):
+    """The root: catch it to catch all that Pressrun raises on purpose."""
+
+
+class SettingsError(PressrunError):
+    """A setting is unknown, malformed or contradicts another."""
+
+
+class UserError(PressrunError):
+    """A request that cannot be served as it was sent, in the fields of OpenAI's error object.
+
+    `status` is the HTTP status; `param` names the offending field; `code` is OpenAI's short name for the case.
+    """
+
+    status = 400
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, status: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        if status is not None:
+            self.status = status
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The JSON body that an OpenAI client expects beside `status`."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class NotFound(UserError):
+    """No object with this id."""
+
+    status = 404
+
+
+class Conflict(UserError):
+    """The object is in a state that does not allow this."""
+
+    status = 409
+
+
+class StoreUnavailable(PressrunError):
+    """Redis did not answer, or could not make a write durable."""
+
+
+class BlobMissing(PressrunError):
+    """A blob that the store points to is not there."""

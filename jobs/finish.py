@@ -1,0 +1,174 @@
+"""From committed lines to the batch's files: sealing shards, filling in what never ran, joining, ending.
+
+Every step may be done twice and gives the same: segments and files have fixed names and contents, and the moves
+between them are single scripts. One process at a time ends a given batch (`batch_lock`). Knows nothing of RQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from time import time
+from typing import Literal
+
+from redis.exceptions import LockNotOwnedError
+from redis.lock import Lock
+
+from .backend import Backend
+from .ids import owner_id
+from .lines import never_ran, read_requests
+from .records import ENDED, Batch, Claim, File, Segment, ShardCommit
+from .store import batch_key
+from .validation import validate
+
+FILL_LINES = 500
+FINAL: dict[str | None, Literal["completed", "cancelled", "expired"]] = {
+    None: "completed",
+    "cancelled": "cancelled",
+    "expired": "expired",
+}
+
+
+@contextmanager
+def batch_lock(backend: Backend, batch_id: str) -> Iterator[Lock | None]:
+    """The right to validate or end a batch, for as long as it is renewed; None where another process has it."""
+    lock = backend.redis.lock(f"{batch_key(batch_id)}:lock", timeout=backend.settings.lease_s, blocking=False)
+    if not lock.acquire():
+        yield None
+        return
+    try:
+        yield lock
+    finally:
+        # Where it lapsed, another process has it or had it: nothing of ours is left to release.
+        with suppress(LockNotOwnedError):
+            lock.release()
+
+
+def _renew(lock: Lock) -> None:
+    """Keep the lock; LockNotOwnedError where it has lapsed, so that the work stops before it meets another's."""
+    lock.reacquire()
+
+
+def validate_batch(backend: Backend, batch_id: str) -> None:
+    """Read a new batch's lines; let it run, or fail it with everything that is wrong."""
+    with batch_lock(backend, batch_id) as lock:
+        if lock is None:
+            return
+        batch = backend.store.batch(batch_id)
+        if batch.status in ENDED or batch.num_shards:
+            return
+        blobs = backend.blobs_of(batch)
+        models = {card.id for card in backend.store.models()}
+        result = validate(
+            batch,
+            lambda: blobs.open(batch.input_blob),
+            models=models,
+            settings=backend.settings,
+            beat=lambda: _renew(lock),
+        )
+        if not result.errors:
+            backend.shards.begin(batch_id, result.shards, model=result.model, total=result.total)
+        elif batch.closing is None:
+            backend.store.fail(batch_id, result.errors, result.total)
+        else:
+            backend.store.move(batch_id, FINAL[batch.closing])  # Nothing in it could have run.
+
+
+def seal_shard(backend: Backend, claim: Claim) -> None:
+    """Write a complete shard's lines to the blob store, let go of its spool, and end the batch if it was the last."""
+    batch, shard = claim.batch, claim.shard.index
+    lines = backend.shards.spool(batch.id, shard)
+    blobs = backend.blobs_of(batch)
+    sizes = {}
+    for part in ("output", "error"):
+        wanted = [data + b"\n" for code, data in lines if (code == "s") == (part == "output")]
+        sizes[part] = blobs.put(batch.segment_blob(shard, part), wanted) if wanted else 0
+    if len(lines) != claim.shard.num_lines:
+        return  # Someone else sealed it meanwhile, and its spool is gone: nothing that we wrote counts.
+    if backend.shards.seal(batch.id, shard, claim.owner, Segment(**sizes)) == "last":
+        end_batch(backend, batch.id)
+
+
+def fill_shard(backend: Backend, batch_id: str, shard: int, code: str) -> None:
+    """End a shard whose missing lines will not run: each becomes an error line with `code`."""
+    claim = backend.shards.claim(batch_id, shard, owner_id(), backend.settings.lease_s, winding_up=True)
+    if claim is None:
+        return
+    batch, geometry = claim.batch, claim.shard
+    chunks = backend.blobs_of(batch).open(batch.input_blob, geometry.offset, geometry.size)
+    lines = read_requests(chunks, first=geometry.first_line, longest=backend.settings.max_line_bytes)
+    missing = tuple(never_ran(line, code) for line in lines if line.index not in claim.done)
+    for start in range(0, len(missing), FILL_LINES):
+        commit = ShardCommit(
+            batch_id=batch_id,
+            shard=shard,
+            owner=claim.owner,
+            num_lines=geometry.num_lines,
+            results=missing[start : start + FILL_LINES],
+        )
+        backend.shards.commit([commit])
+    seal_shard(backend, claim)
+
+
+def wind_up(backend: Backend, batch_id: str) -> None:
+    """Bring a cancelled or expired batch to its end: every line that did not run is filled in."""
+    batch = backend.store.batch(batch_id)
+    if not batch.num_shards:
+        validate_batch(backend, batch_id)
+    for shard in backend.shards.unsealed(batch_id):
+        fill_shard(backend, batch_id, shard, f"batch_{batch.closing}")
+    end_batch(backend, batch_id)
+
+
+def end_batch(backend: Backend, batch_id: str) -> None:
+    """Join the segments of a batch whose shards are all sealed, publish its files, and clean up behind it."""
+    with batch_lock(backend, batch_id) as lock:
+        if lock is None:
+            return
+        batch = backend.store.batch(batch_id)
+        if batch.status in ("finalizing", "cancelling"):
+            segments = backend.shards.segments(batch_id)
+            if len(segments) < batch.num_shards:
+                return
+            files = {} if batch.kind == "job" else _publish(backend, batch, segments, lock)
+            backend.store.move(batch_id, FINAL[batch.closing], **files)
+        _clean(backend, backend.store.batch(batch_id))
+
+
+def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]], lock: Lock) -> dict[str, str]:
+    """Write the output and the error file, if there is anything in them; their ids by field."""
+    files = {}
+    reserved: dict[Literal["output", "error"], str] = {
+        "output": batch.reserved_output_id,
+        "error": batch.reserved_error_id,
+    }
+    for part, file_id in reserved.items():
+        keys = [batch.segment_blob(shard, part) for shard, sizes in segments if getattr(sizes, part)]
+        if not keys:
+            continue
+        size = backend.blobs.put(f"files/{file_id}", _joined(backend, keys, lock))
+        name = f"{batch.id}_{part}.jsonl"
+        backend.store.add_file(
+            File(id=file_id, bytes=size, created_at=int(time()), filename=name, purpose="batch_output")
+        )
+        files[f"{part}_file_id"] = file_id
+    return files
+
+
+def _joined(backend: Backend, keys: list[str], lock: Lock) -> Iterator[bytes]:
+    for key in keys:
+        _renew(lock)
+        yield from backend.blobs.open(key)
+
+
+def _clean(backend: Backend, batch: Batch) -> None:
+    """An ended batch needs neither shards nor segments; an ended job keeps its answer while it may be polled."""
+    if batch.status not in ENDED:
+        return
+    if batch.kind == "job":
+        backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)
+    else:
+        for key in backend.blobs.list(f"segments/{batch.id}"):
+            backend.blobs.delete(key)
+    backend.shards.drop(batch.id)
+    backend.store.forget_active(batch.id)

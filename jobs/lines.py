@@ -1,0 +1,75 @@
+"""The lines of a batch's files: reading requests, writing results. Sizes are bytes; nothing is held but one line.
+
+Knows the shape of a line, and nothing of what its body asks for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .errors import UserError
+from .ids import new_id
+from .records import Line, LineResult, Usage
+
+ERROR_TEXTS = {
+    "batch_cancelled": "This request was not executed because the batch was cancelled.",
+    "batch_expired": "This request could not be executed before the completion window expired.",
+    "worker_lost": "This request could not be executed: its worker was lost on every attempt.",
+}
+
+
+def split_lines(chunks: Iterable[bytes], *, longest: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, line without its newline) for every line. A line longer than `longest` raises UserError."""
+    offset, rest = 0, b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield offset, line
+            offset += len(line) + 1
+        if len(rest) > longest:
+            raise UserError(f"A line of the file is longer than {longest} bytes (PRESSRUN_MAX_LINE_BYTES).")
+    if rest:
+        yield offset, rest
+
+
+def read_requests(chunks: Iterable[bytes], *, first: int, longest: int) -> Iterator[Line]:
+    """The requests of a validated stretch of a batch file, numbered from `first`; blank lines do not count."""
+    index = first
+    for _, raw in split_lines(chunks, longest=longest):
+        if not raw.strip():
+            continue
+        fields = json.loads(raw)
+        yield Line(index=index, custom_id=fields["custom_id"], url=fields["url"], body=fields["body"])
+        index += 1
+
+
+def answered(line: Line, body: dict[str, Any], usage: Usage) -> LineResult:
+    """A line that ran: a line of the output file."""
+    return _responded(line, 200, body, "succeeded", usage)
+
+
+def refused(line: Line, error: UserError) -> LineResult:
+    """A line whose request cannot be served: an HTTP failure in the error file."""
+    return _responded(line, error.status, error.body(), "failed", Usage())
+
+
+def _responded(line: Line, status: int, body: dict[str, Any], outcome: Any, usage: Usage) -> LineResult:
+    response = {"status_code": status, "request_id": new_id("req_"), "body": body}
+    return LineResult(index=line.index, outcome=outcome, data=_output(line, response, None), usage=usage)
+
+
+def never_ran(line: Line, code: str) -> LineResult:
+    """A line that did not run: `batch_cancelled` and `batch_expired` count as neither completed nor failed."""
+    error = {"code": code, "message": ERROR_TEXTS[code]}
+    outcome: Any = "failed" if code == "worker_lost" else "unrun"
+    return LineResult(index=line.index, outcome=outcome, data=_output(line, None, error))
+
+
+def _output(line: Line, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
+    fields = {"id": new_id("batch_req_"), "custom_id": line.custom_id, "response": response, "error": error}
+    try:
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # A lone surrogate: JSON can say it, UTF-8 cannot.
+        return json.dumps(fields, separators=(",", ":")).encode()

@@ -1,0 +1,71 @@
+"""Putting shards into RQ. A queued RQ job is a pointer (batch, shard), never the lines.
+
+Jobs are enqueued by name, so this needs no worker code; JSON, because whoever can write to Redis could have a pickle
+run anything. Retries and leases are the store's (docs/decisions/0003), so RQ is asked for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from redis import Redis
+from rq import Queue
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from .records import BatchKind
+
+BATCH_QUEUE = "pressrun-batch"
+INTERACTIVE_QUEUE = "pressrun-interactive"
+QUEUE_OF: dict[BatchKind, str] = {"batch": BATCH_QUEUE, "job": INTERACTIVE_QUEUE}
+TASK = "pressrun.workers.shard.run_shard"
+RESULT_TTL_S = 60
+FAILURE_TTL_S = 86400
+
+
+def rq_job_id(batch_id: str, shard: int) -> str:
+    return f"{batch_id}-{shard}"
+
+
+def rq_queue(redis: Redis, name: str) -> Queue:
+    return Queue(name, connection=redis, serializer=JSONSerializer)
+
+
+def enqueue_shards(redis: Redis, kind: BatchKind, batch_id: str, shards: Iterable[int]) -> None:
+    """Queue shards for the workers, in order, in one round trip."""
+    queue = rq_queue(redis, QUEUE_OF[kind])
+    queue.enqueue_many(
+        [
+            Queue.prepare_data(
+                TASK,
+                args=(batch_id, shard),
+                job_id=rq_job_id(batch_id, shard),
+                timeout=-1,
+                result_ttl=RESULT_TTL_S,
+                failure_ttl=FAILURE_TTL_S,
+                description=f"{batch_id} shard {shard}",
+            )
+            for shard in shards
+        ]
+    )
+
+
+def queued_job_ids(redis: Redis, kind: BatchKind) -> set[str]:
+    """What waits in RQ now: bounded by the batches' feeding windows."""
+    return set(rq_queue(redis, QUEUE_OF[kind]).get_job_ids())
+
+
+def forget_shards(redis: Redis, kind: BatchKind, batch_id: str, shards: Iterable[int]) -> None:
+    """Take shards out of RQ wherever they are, so that they can be queued afresh or never."""
+    queue = rq_queue(redis, QUEUE_OF[kind])
+    intermediate = IntermediateQueue.get_intermediate_queue_key(queue.key)
+    ids = [rq_job_id(batch_id, shard) for shard in shards]
+    jobs = Job.fetch_many(ids, connection=redis, serializer=JSONSerializer)
+    pipe = redis.pipeline(transaction=False)
+    for rq_id, job in zip(ids, jobs, strict=True):
+        pipe.lrem(intermediate, 0, rq_id)
+        pipe.lrem(queue.key, 0, rq_id)
+        if job is not None:
+            job.delete(pipeline=pipe, remove_from_queue=False)
+    pipe.execute()

@@ -1,0 +1,203 @@
+"""The things the store keeps: files, batches, shards, lines and their results.
+
+Plain frozen values. They know neither Redis nor HTTP; `store.py` writes them down, `api/` shows them.
+A batch moves only along `MOVES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+BatchKind = Literal["batch", "job"]
+BatchStatus = Literal[
+    "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+]
+Closing = Literal["cancelled", "expired"]
+Outcome = Literal["succeeded", "failed", "unrun"]
+
+MOVES: dict[BatchStatus, frozenset[BatchStatus]] = {
+    "validating": frozenset({"failed", "in_progress", "cancelling", "finalizing"}),
+    "in_progress": frozenset({"finalizing", "cancelling"}),
+    "finalizing": frozenset({"completed", "expired", "cancelling"}),
+    "cancelling": frozenset({"cancelled"}),
+    "failed": frozenset(),
+    "completed": frozenset(),
+    "expired": frozenset(),
+    "cancelled": frozenset(),
+}
+ENDED: frozenset[BatchStatus] = frozenset(status for status, moves in MOVES.items() if not moves)
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+ENDPOINTS = (CHAT, COMPLETIONS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file's description; its bytes are the blob `files/{id}`. Times are Unix seconds."""
+
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    expires_at: int | None = None
+    status: str = "processed"
+
+    @property
+    def blob(self) -> str:
+        return f"files/{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Lines of a batch. `unrun` lines were cancelled or expired: neither completed nor failed."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    unrun: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.completed + self.failed + self.unrun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens, as OpenAI counts them: cached ones are part of input, reasoning ones part of output."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchError:
+    """One thing that validation found. `line` is 1-based; None where no line is at fault."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch, or a native job (`kind` "job": a batch of one line whose blobs lie in Redis).
+
+    `times` maps a status' timestamp field (`in_progress_at`, …) to Unix seconds. `closing` says why a batch is being
+    wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice
+    writes the same files; they are shown only once the files exist.
+    """
+
+    id: str
+    kind: BatchKind
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    created_at: int
+    expires_at: int
+    status: BatchStatus = "validating"
+    model: str | None = None
+    metadata: dict[str, str] | None = None
+    reserved_output_id: str = ""
+    reserved_error_id: str = ""
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    closing: Closing | None = None
+    counts: Counts = field(default_factory=Counts)
+    usage: Usage = field(default_factory=Usage)
+    errors: tuple[BatchError, ...] = ()
+    times: dict[str, int] = field(default_factory=dict)
+    num_shards: int = 0
+
+    @property
+    def input_blob(self) -> str:
+        return f"jobs/{self.id}/input" if self.kind == "job" else f"files/{self.input_file_id}"
+
+    def segment_blob(self, shard: int, part: Literal["output", "error"]) -> str:
+        """Where the sealed results of one shard lie until the batch's files are joined."""
+        folder = "jobs" if self.kind == "job" else "segments"
+        return f"{folder}/{self.id}/{shard:08d}.{part}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A range of lines of a batch: `num_lines` lines from `first_line` (0-based), `size` bytes from `offset`."""
+
+    index: int
+    first_line: int
+    num_lines: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One request of a batch. `index` is its 0-based place among the batch's requests."""
+
+    index: int
+    custom_id: str
+    url: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineResult:
+    """How one line ended: `data` is its line of the output or error file, without the newline."""
+
+    index: int
+    outcome: Outcome
+    data: bytes
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A shard held under a lease: whoever shows `owner` may commit to it until somebody else claims it."""
+
+    batch: Batch
+    shard: Shard
+    owner: str
+    done: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardCommit:
+    """Results to write to one shard under one claim; `num_lines` is the shard's whole number of lines."""
+
+    batch_id: str
+    shard: int
+    owner: str
+    num_lines: int
+    results: tuple[LineResult, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """The sizes in bytes of a sealed shard's two parts; a part of size 0 has no blob."""
+
+    output: int
+    error: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """A model that a live worker serves. `worker` is the name of the worker that said so."""
+
+    id: str
+    max_model_len: int
+    created: int
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page(Generic[T]):
+    """One page of a listing, newest first unless asked otherwise."""
+
+    items: list[T]
+    has_more: bool

@@ -1,0 +1,161 @@
+"""What a chat or completion request may ask: its fields, their ranges, and clear refusals for the rest.
+
+The fields are OpenAI's, and vLLM's beyond them. What Pressrun does not do yet is refused by name, so that no option is
+taken and ignored. Knows nothing of models: whether a prompt fits is the worker's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import UserError
+from .invalid import invalid_type, user_error
+from .records import CHAT, COMPLETIONS
+
+UNBUILT = {
+    "audio", "bad_words", "best_of", "echo", "function_call", "functions", "guided_json", "logit_bias", "modalities",
+    "parallel_tool_calls", "prediction", "prompt_logprobs", "reasoning_effort", "structured_outputs", "suffix",
+    "tool_choice", "tools", "verbosity", "web_search_options",
+}  # fmt: skip
+Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextPart(_Strict):
+    """One piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class ResponseFormat(_Strict):
+    """Only plain text: schemas are not built yet."""
+
+    type: Literal["text"]
+
+
+class Sampled(_Strict):
+    """What chat and completions have in common."""
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1, le=128)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop = []
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    stream: bool = False
+    user: str | None = None
+
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    min_tokens: int = Field(0, ge=0)
+    ignore_eos: bool = False
+    stop_token_ids: list[TokenId] = Field([], max_length=128)
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop_is_a_list(cls, value: Any) -> Any:
+        return [] if value is None else [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Sampled:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
+        return self
+
+
+class ChatCompletionRequest(Sampled):
+    """The body of `/v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> ChatCompletionRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens to write; None: what fits."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report beside each token; None for no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionRequest(Sampled):
+    """The body of `/v1/completions`."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if not value or (isinstance(value, list) and [] in value):
+            raise ValueError("it must not be empty")
+        return value
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens to write; OpenAI's default for completions is 16."""
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report beside each token; None for no log-probabilities."""
+        return self.logprobs
+
+
+BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest]] = {
+    CHAT: ChatCompletionRequest,
+    COMPLETIONS: CompletionRequest,
+}
+
+
+def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | CompletionRequest:
+    """The request in `body`, for one of `BODIES`' endpoints. Raises UserError that names the field and the fix."""
+    if not isinstance(body, dict):
+        raise invalid_type("body", "an object", body)
+    for name in body.keys() & UNBUILT:
+        if body[name] is not None:
+            raise UserError(f"'{name}' is not supported yet; remove it.", param=name, code="unsupported_parameter")
+    given = {name: value for name, value in body.items() if value is not None}
+    try:
+        return BODIES[endpoint].model_validate(given)
+    except ValidationError as error:
+        raise user_error(error.errors(include_url=False)) from error

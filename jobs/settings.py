@@ -1,0 +1,122 @@
+"""All settings: `PRESSRUN_*` in the environment, complete and checked when built.
+
+An unknown `PRESSRUN_*` name is refused, because a misspelt setting that is silently ignored costs a night.
+Knows nothing of how settings are used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import SettingsError
+
+PREFIX = "PRESSRUN_"
+
+
+class Settings(BaseSettings):
+    """What a deployment can choose. The description of each field is its documentation."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    data_dir: Path = Field(
+        Path("~/.cache/pressrun"), description="Folder for models, files, results and the embedded Valkey."
+    )
+    redis_url: str | None = Field(
+        None, description="Redis or Valkey to use, such as redis://host:6379/0. Unset: an embedded Valkey."
+    )
+    blob_url: str | None = Field(
+        None,
+        description="Where files and results lie: file:///path or redis:. Unset: disk, in the data folder.",
+    )
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port that the API listens on.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+
+    max_file_bytes: int = Field(512 * 2**20, ge=1, description="Largest upload, in bytes.")
+    max_batch_bytes: int = Field(200 * 2**20, ge=1, description="Largest input file of a batch, in bytes.")
+    max_batch_lines: int = Field(50_000, ge=1, description="Most requests in one batch.")
+    max_line_bytes: int = Field(8 * 2**20, ge=1024, description="Longest line of a batch file, in bytes.")
+    file_ttl_s: int = Field(30 * 86400, ge=3600, description="Seconds until an uploaded batch file expires.")
+    job_ttl_s: int = Field(86400, ge=60, description="Seconds that a finished native job can be polled.")
+
+    shard_lines: int = Field(64, ge=1, description="Most lines in one shard, the unit that a worker claims.")
+    feed_window: int = Field(64, ge=1, description="Most shards of one batch waiting in RQ at a time.")
+    lease_s: float = Field(30.0, ge=1, description="Seconds after which a silent worker's shards go to others.")
+    max_attempts: int = Field(
+        10, ge=1, description="Claims of a shard in a row without one finished line before its lines fail."
+    )
+    commit_interval_s: float = Field(0.05, gt=0, le=5, description="Longest wait of a finished line to be stored.")
+
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="Model that the worker serves: a folder, a Hugging Face id, or smollm2-135m-instruct.",
+    )
+    served_model_name: str | None = Field(
+        None, description="Name that clients use for the model. Unset: the last part of PRESSRUN_MODEL."
+    )
+    engine: Literal["native", "echo"] = Field(
+        "native", description="native runs the model; echo answers at once with the prompt (service tests)."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of weights and KV cache."
+    )
+    device: str = Field("auto", description="auto, cpu or cuda.")
+    max_model_len: int | None = Field(
+        None, ge=1, description="Longest prompt plus answer, in tokens. Unset: the model's own limit."
+    )
+    max_num_seqs: int = Field(256, ge=1, description="Most sequences running at once.")
+    max_num_batched_tokens: int = Field(2048, ge=1, description="Most tokens in one engine step.")
+    enable_prefix_caching: bool = Field(True, description="Reuse KV pages of equal prompt beginnings.")
+    kv_cache_gb: float = Field(1.0, gt=0, description="KV cache size on a CPU, in GiB.")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of the GPU's memory that the engine may fill."
+    )
+    seed: int = Field(0, ge=0, description="Seed of draws whose request names none.")
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients put into `model`."""
+        return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def blobs(self) -> str:
+        """The blob store's URL, with the default filled in."""
+        return self.blob_url or (self.data_dir / "blobs").as_uri()
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for a child process."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return {PREFIX + name.upper(): str(value) for name, value in values.items()}
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Settings from the environment, with `overrides` (by field name; None means not given) on top.
+
+    Raises SettingsError that names the variable, what is wrong and the nearest known name.
+    """
+    environ = os.environ if environ is None else environ
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in environ:
+        if name.startswith(PREFIX) and name not in known and not name.startswith(PREFIX + "TEST_"):
+            near = difflib.get_close_matches(name, known, n=1)
+            raise SettingsError(f"unknown setting {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    given = {name.removeprefix(PREFIX).lower(): environ[name] for name in known & environ.keys() if environ[name]}
+    values: dict[str, Any] = given | {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from error

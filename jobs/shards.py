@@ -1,0 +1,174 @@
+"""The shards of a batch: waiting, queued, leased, sealed; who holds them, and what has been committed.
+
+A shard is in exactly one of `waiting` (to be fed), `queued` (fed to RQ), `leased` (claimed) and `sealed`. The claim's
+owner id fences every write: whoever has lost the shard can neither commit, nor renew, nor seal. A line enters the
+spool once (`HSETNX`), and the counters are incremented in the same script by exactly what was written.
+Knows nothing of RQ, blobs or what a line says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from redis.client import Pipeline
+
+from .ids import owner_id
+from .records import Claim, LineResult, Outcome, Segment, Shard, ShardCommit
+from .store import Store, _text, batch_key
+
+CommitReply = Literal["ok", "complete", "lost"]
+SealReply = Literal["ok", "last", "lost"]
+CODES: dict[Outcome, str] = {"succeeded": "s", "failed": "f", "unrun": "u"}
+DRAFT_TTL_S = 3600
+_PARTS = ("shards", "waiting", "queued", "leased", "owners", "attempts", "sealed")
+
+
+def _keys(batch_id: str, *parts: str) -> list[str]:
+    base = batch_key(batch_id)
+    return [base if part == "batch" else f"{base}:{part}" for part in parts]
+
+
+class Shards:
+    """What workers and housekeeping do with shards. Thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.redis = store.redis
+        self.scripts = store.scripts
+
+    # Before they run
+
+    def begin(self, batch_id: str, shards: Sequence[Shard], *, model: str, total: int) -> None:
+        """Write down a validated batch's shards and let it run. A second time changes nothing."""
+        draft = owner_id()
+        shards_draft, waiting_draft = _keys(batch_id, f"shards:{draft}", f"waiting:{draft}")
+        pipe = self.redis.pipeline(transaction=False)
+        for start in range(0, len(shards), 1000):
+            part = shards[start : start + 1000]
+            fields: dict[Any, Any] = {str(s.index): f"{s.first_line}:{s.num_lines}:{s.offset}:{s.size}" for s in part}
+            pipe.hset(shards_draft, mapping=fields)
+            pipe.zadd(waiting_draft, {str(s.index): s.index for s in part})
+        pipe.expire(shards_draft, DRAFT_TTL_S)
+        pipe.expire(waiting_draft, DRAFT_TTL_S)
+        pipe.execute()
+        keys = [*_keys(batch_id, "batch", "shards", "waiting"), shards_draft, waiting_draft]
+        self.scripts["begin"](keys=keys, args=[int(time.time()), total, len(shards), model])
+
+    def feed(self, batch_id: str, window: int) -> list[int]:
+        """Move waiting shards to queued until `window` are queued; the caller puts them into RQ."""
+        keys = _keys(batch_id, "batch", "waiting", "queued")
+        return [int(raw) for raw in self.scripts["feed"](keys=keys, args=[window, time.time()])]
+
+    def queued_before(self, batch_id: str, moment: float) -> list[int]:
+        """Shards that were fed before `moment` and have not been claimed since."""
+        (key,) = _keys(batch_id, "queued")
+        return [int(_text(raw)) for raw in self.redis.zrangebyscore(key, "-inf", moment)]
+
+    def reclaim(self, batch_id: str, lost: Iterable[int] = (), *, now: float | None = None) -> list[int]:
+        """Put shards with a lapsed lease, and the queued ones named `lost`, back in line."""
+        keys = _keys(batch_id, "waiting", "queued", "leased", "owners")
+        args = [time.time() if now is None else now, *lost]
+        return [int(raw) for raw in self.scripts["reclaim"](keys=keys, args=args)]
+
+    def unsealed(self, batch_id: str) -> list[int]:
+        """Shards that are not in the blob store yet, in order."""
+        geometry, sealed = _keys(batch_id, "shards", "sealed")
+        return sorted({int(raw) for raw in self.redis.hkeys(geometry)} - {int(r) for r in self.redis.hkeys(sealed)})
+
+    def attempts(self, batch_id: str) -> dict[int, int]:
+        """Claims of each shard since it last finished a line."""
+        (key,) = _keys(batch_id, "attempts")
+        return {int(shard): int(count) for shard, count in self.redis.hgetall(key).items()}
+
+    # While they run
+
+    def claim(self, batch_id: str, shard: int, owner: str, lease_s: float, *, winding_up: bool = False) -> Claim | None:
+        """Take a shard, whoever had it. None if it is not to be run (sealed, or the batch is not running).
+
+        `winding_up` claims for filling in what never ran, whatever the batch's status.
+        """
+        keys = [
+            *_keys(batch_id, "batch", "shards", "waiting", "queued", "leased", "owners", "attempts", "sealed"),
+            *_keys(batch_id, f"spool:{shard}"),
+        ]
+        args: list[Any] = [shard, owner, time.time() + lease_s, int(winding_up)]
+        reply = self.scripts["claim"](keys=keys, args=args)
+        if reply is None:
+            return None
+        geometry, _attempts, done = reply
+        first_line, num_lines, offset, size = (int(part) for part in geometry.split(b":"))
+        return Claim(
+            batch=self.store.batch(batch_id),
+            shard=Shard(index=shard, first_line=first_line, num_lines=num_lines, offset=offset, size=size),
+            owner=owner,
+            done=frozenset(int(index) for index in done),
+        )
+
+    def hold(self, claims: Sequence[Claim], lease_s: float) -> list[bool]:
+        """Renew leases. False where the shard is no longer the caller's, or no longer to be run."""
+        pipe = self.redis.pipeline(transaction=False)
+        for claim in claims:
+            keys = _keys(claim.batch.id, "batch", "leased", "owners")
+            self._run("hold", pipe, keys, [claim.shard.index, claim.owner, time.time() + lease_s])
+        return [reply == 1 for reply in pipe.execute()]
+
+    def release(self, claim: Claim, *, count_attempt: bool) -> bool:
+        """Hand a shard back unfinished; what was committed stays. False if it was lost already."""
+        keys = _keys(claim.batch.id, "waiting", "leased", "owners", "attempts")
+        args: list[Any] = [claim.shard.index, claim.owner, int(count_attempt)]
+        return bool(self.scripts["release"](keys=keys, args=args))
+
+    def commit(self, commits: Sequence[ShardCommit]) -> list[CommitReply]:
+        """Write results, in one round trip."""
+        pipe = self.redis.pipeline(transaction=False)
+        for commit in commits:
+            keys = _keys(commit.batch_id, "batch", "owners", f"spool:{commit.shard}", "attempts")
+            args: list[Any] = [commit.shard, commit.owner, commit.num_lines]
+            for result in commit.results:
+                args += _line_args(result)
+            self._run("commit", pipe, keys, args)
+        return [_text(reply) for reply in pipe.execute()]  # type: ignore[misc]
+
+    # When they are done
+
+    def spool(self, batch_id: str, shard: int) -> list[tuple[str, bytes]]:
+        """The committed lines of a shard in input order, as (outcome code, data)."""
+        (key,) = _keys(batch_id, f"spool:{shard}")
+        spool: dict[Any, Any] = self.redis.hgetall(key)
+        lines = sorted((int(index), value) for index, value in spool.items())
+        return [(value[:1].decode(), value[1:]) for _, value in lines]
+
+    def seal(self, batch_id: str, shard: int, owner: str, segment: Segment) -> SealReply:
+        """Note that the shard's segment is in the blob store, and drop the spool."""
+        keys = _keys(batch_id, "batch", "leased", "owners", "attempts", "sealed", f"spool:{shard}")
+        args: list[Any] = [shard, owner, f"{segment.output}:{segment.error}", int(time.time())]
+        return _text(self.scripts["seal"](keys=keys, args=args))  # type: ignore[return-value]
+
+    def segments(self, batch_id: str) -> list[tuple[int, Segment]]:
+        """The sealed shards, in input order."""
+        (key,) = _keys(batch_id, "sealed")
+        raw: dict[Any, Any] = self.redis.hgetall(key)
+        sealed = sorted((int(index), value.split(b":")) for index, value in raw.items())
+        return [(index, Segment(output=int(output), error=int(error))) for index, (output, error) in sealed]
+
+    def drop(self, batch_id: str) -> None:
+        """Forget the shards of an ended batch."""
+        self.redis.delete(*_keys(batch_id, *_PARTS))
+
+    def _run(self, name: str, pipe: Pipeline, keys: list[str], args: list[Any]) -> None:
+        self.scripts[name](keys=keys, args=args, client=pipe)
+
+
+def _line_args(result: LineResult) -> tuple[Any, ...]:
+    usage = result.usage
+    return (
+        result.index,
+        CODES[result.outcome],
+        usage.input_tokens,
+        usage.cached_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        result.data,
+    )

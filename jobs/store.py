@@ -1,0 +1,270 @@
+"""Files, batches and models in Redis.
+
+Keys of one batch share the hash tag `{batch id}`; every change of a batch's state is one Lua script, so that a
+process may die between any two calls. `shards.py` keeps what lies below a batch. Knows nothing of blobs or HTTP.
+
+| key | what |
+|---|---|
+| `pressrun:file:{id}` | a file's fields |
+| `pressrun:files`, `pressrun:batches` | ids in order of creation |
+| `pressrun:file-expiry` | file ids by the time they expire |
+| `pressrun:active` | batches and jobs that have not ended, by deadline |
+| `pressrun:{id}` | a batch: its fields, status and counters |
+| `pressrun:models` | model cards by worker, with the time of their last heartbeat |
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from redis.commands.core import Script
+from redis.exceptions import ResponseError
+
+from .errors import Conflict, NotFound
+from .records import ENDED, MOVES, Batch, BatchError, BatchStatus, Counts, File, ModelCard, Page, Usage
+
+FILES, BATCHES, ACTIVE, MODELS = "pressrun:files", "pressrun:batches", "pressrun:active", "pressrun:models"
+FILE_EXPIRY, SEQUENCE = "pressrun:file-expiry", "pressrun:sequence"
+MODEL_TTL_S = 30
+DURABLE_WAIT_MS = 5000
+
+
+class Scripts:
+    """The Lua scripts beside this module, registered once per connection pool."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    @cached_property
+    def _loaded(self) -> dict[str, Script]:
+        folder = Path(__file__).parent / "lua"
+        return {path.stem: self._redis.register_script(path.read_text()) for path in folder.glob("*.lua")}
+
+    def __getitem__(self, name: str) -> Script:
+        return self._loaded[name]
+
+
+def batch_key(batch_id: str) -> str:
+    return f"pressrun:{{{batch_id}}}"
+
+
+class Store:
+    """Objects that clients see. Thread-safe; every method is one or a few round trips."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.scripts = Scripts(redis)
+
+    # Files
+
+    def add_file(self, file: File) -> None:
+        """Write a file's description; writing the same one again changes nothing."""
+        fields = {name: str(value) for name, value in asdict(file).items() if value is not None}
+        pipe = self.redis.pipeline()
+        pipe.hset(f"pressrun:file:{file.id}", mapping=fields)  # type: ignore[arg-type]
+        if file.expires_at is not None:
+            pipe.zadd(FILE_EXPIRY, {file.id: file.expires_at})
+        pipe.execute()
+        self.redis.zadd(FILES, {file.id: self.redis.incr(SEQUENCE)}, nx=True)
+
+    def file(self, file_id: str) -> File:
+        """The file, or NotFound; an expired file is not found."""
+        fields = self.redis.hgetall(f"pressrun:file:{file_id}")
+        file = _file(fields) if fields else None
+        if file is None or (file.expires_at is not None and file.expires_at <= time.time()):
+            raise NotFound(f"No such File object: {file_id}", param="id")
+        return file
+
+    def files(
+        self,
+        *,
+        purpose: str | None = None,
+        limit: int = 10_000,
+        newest_first: bool = True,
+        after: str | None = None,
+    ) -> Page[File]:
+        """Files of `purpose` (None: all) beyond the file `after`, at most `limit`."""
+        items: list[File] = []
+        while True:
+            page = self._page(FILES, limit + 1, newest_first, after)
+            for file_id in page:
+                try:
+                    file = self.file(file_id)
+                except NotFound:
+                    continue
+                if purpose in (None, file.purpose):
+                    items.append(file)
+                if len(items) > limit:
+                    return Page(items=items[:limit], has_more=True)
+            if len(page) <= limit:
+                return Page(items=items, has_more=False)
+            after = page[-1]
+
+    def delete_file(self, file_id: str) -> None:
+        """Forget a file, or raise NotFound. Its bytes are the caller's to delete."""
+        if not self.redis.delete(f"pressrun:file:{file_id}"):
+            raise NotFound(f"No such File object: {file_id}", param="id")
+        self.redis.zrem(FILES, file_id)
+        self.redis.zrem(FILE_EXPIRY, file_id)
+
+    def expired_files(self, now: float, limit: int = 100) -> list[str]:
+        """Ids of files whose time has come."""
+        return [_text(raw) for raw in self.redis.zrangebyscore(FILE_EXPIRY, "-inf", now, start=0, num=limit)]
+
+    # Batches
+
+    def create_batch(self, batch: Batch) -> None:
+        """Write a new batch; on return it survives the death of this process and of Redis' (where AOF is on)."""
+        fields = _batch_fields(batch)
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.hset(batch_key(batch.id), mapping=fields)
+        pipe.zadd(ACTIVE, {batch.id: batch.expires_at})
+        pipe.execute()
+        if batch.kind == "batch":
+            self.redis.zadd(BATCHES, {batch.id: self.redis.incr(SEQUENCE)}, nx=True)
+            self._make_durable()
+
+    def batch(self, batch_id: str) -> Batch:
+        """The batch or job, or NotFound."""
+        fields = self.redis.hgetall(batch_key(batch_id))
+        if not fields:
+            raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
+        return _batch(fields)
+
+    def batches(self, *, limit: int = 20, after: str | None = None) -> Page[Batch]:
+        """Batches, newest first, beyond the batch `after`; native jobs are not listed."""
+        ids = self._page(BATCHES, limit + 1, True, after)
+        pipe = self.redis.pipeline(transaction=False)
+        for batch_id in ids[:limit]:
+            pipe.hgetall(batch_key(batch_id))
+        return Page(items=[_batch(fields) for fields in pipe.execute() if fields], has_more=len(ids) > limit)
+
+    def active(self) -> list[str]:
+        """Ids of batches and jobs that have not ended, nearest deadline first."""
+        return [_text(raw) for raw in self.redis.zrange(ACTIVE, 0, -1)]
+
+    def forget_active(self, batch_id: str) -> None:
+        """An ended batch needs no more care."""
+        self.redis.zrem(ACTIVE, batch_id)
+
+    def move(self, batch_id: str, to: BatchStatus, **fields: str) -> bool:
+        """Move a batch along `MOVES`, writing `fields` with it. False if it was in a status that forbids it."""
+        origins = [origin for origin, allowed in MOVES.items() if to in allowed]
+        pairs = [part for pair in fields.items() for part in pair]
+        args = [to, int(time.time()), ",".join(origins), *pairs]
+        was = self.scripts["move"](keys=[batch_key(batch_id)], args=args)
+        if was is None:
+            raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
+        return _text(was) in origins
+
+    def cancel(self, batch_id: str) -> Batch:
+        """Ask a batch to end. Repeating it is harmless; raises Conflict where the batch has ended otherwise."""
+        self.move(batch_id, "cancelling", closing="cancelled")
+        batch = self.batch(batch_id)
+        if batch.status in ENDED and batch.status != "cancelled":
+            raise Conflict(f"Cannot cancel a batch with status '{batch.status}'.")
+        return batch
+
+    def fail(self, batch_id: str, errors: Iterable[BatchError], total: int) -> None:
+        """End a batch whose input cannot be run."""
+        text = json.dumps([asdict(error) for error in errors])
+        self.move(batch_id, "failed", errors=text, total=str(total))
+
+    def request_stats(self) -> dict[str, int]:
+        """Numbers for /health: what is known and not yet ended."""
+        return {"active": self.redis.zcard(ACTIVE), "batches": self.redis.zcard(BATCHES)}
+
+    # Models
+
+    def touch_model(self, card: ModelCard) -> None:
+        """Say that a worker serves a model, for the next `MODEL_TTL_S` seconds."""
+        self.redis.hset(MODELS, card.worker, json.dumps([time.time(), asdict(card)]))
+
+    def forget_model(self, worker: str) -> None:
+        """Say that a worker serves nothing any more."""
+        self.redis.hdel(MODELS, worker)
+
+    def models(self) -> list[ModelCard]:
+        """One card for every model that a live worker serves."""
+        cards: dict[str, ModelCard] = {}
+        for worker, raw in sorted(self.redis.hgetall(MODELS).items()):
+            seen, fields = json.loads(raw)
+            if seen < time.time() - MODEL_TTL_S:
+                self.redis.hdel(MODELS, worker)
+                continue
+            card = ModelCard(**fields)
+            cards.setdefault(card.id, card)
+        return list(cards.values())
+
+    def _page(self, key: str, limit: int, newest_first: bool, after: str | None) -> list[str]:
+        start: float | str = "+inf" if newest_first else "-inf"
+        if after is not None:
+            score = self.redis.zscore(key, after)
+            if score is None:
+                raise NotFound(f"No such object: {after}", param="after")
+            start = f"({score:.0f}"
+        end = "-inf" if newest_first else "+inf"
+        raw = self.redis.zrange(key, start, end, desc=newest_first, byscore=True, offset=0, num=limit)
+        return [_text(item) for item in raw]
+
+    def _make_durable(self) -> None:
+        """Wait until Redis has what was written on disk. A server that keeps no AOF promises only what it keeps."""
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.incr(SEQUENCE)  # WAITAOF speaks of the connection's own writes; this one follows all of ours.
+        pipe.execute_command("WAITAOF", 1, 0, DURABLE_WAIT_MS)  # type: ignore[no-untyped-call]
+        try:
+            pipe.execute()
+        except ResponseError as error:
+            if "appendonly is disabled" not in str(error) and "unknown command" not in str(error).lower():
+                raise
+
+
+def _text(raw: Any) -> str:
+    return raw.decode() if isinstance(raw, bytes) else str(raw)
+
+
+def _file(raw: Mapping[Any, Any]) -> File:
+    fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
+    for name in ("bytes", "created_at", "expires_at"):
+        if name in fields:
+            fields[name] = int(fields[name])
+    return File(**fields)
+
+
+_PLAIN = (
+    "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
+    "reserved_error_id", "output_file_id", "error_file_id", "closing",
+)  # fmt: skip
+
+
+def _batch_fields(batch: Batch) -> dict[Any, Any]:
+    fields: dict[Any, Any] = {name: getattr(batch, name) for name in _PLAIN if getattr(batch, name) is not None}
+    fields |= {"created_at": batch.created_at, "expires_at": batch.expires_at, "num_shards": batch.num_shards}
+    fields |= asdict(batch.counts) | asdict(batch.usage) | batch.times
+    if batch.metadata is not None:
+        fields["metadata"] = json.dumps(batch.metadata)
+    return fields
+
+
+def _batch(raw: Mapping[Any, Any]) -> Batch:
+    fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
+    times = {name: int(value) for name, value in fields.items() if name.endswith("_at") and name != "expires_at"}
+    times.pop("created_at")
+    return Batch(
+        **{name: fields[name] for name in _PLAIN if name in fields},
+        created_at=int(fields["created_at"]),
+        expires_at=int(fields["expires_at"]),
+        num_shards=int(fields["num_shards"]),
+        metadata=json.loads(fields["metadata"]) if "metadata" in fields else None,
+        errors=tuple(BatchError(**error) for error in json.loads(fields.get("errors", "[]"))),
+        counts=Counts(**{name: int(fields[name]) for name in Counts.__dataclass_fields__}),
+        usage=Usage(**{name: int(fields[name]) for name in Usage.__dataclass_fields__}),
+        times=times,
+    )

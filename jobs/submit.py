@@ -1,0 +1,242 @@
+"""What clients may do: the rules of making and ending files, batches and jobs, in OpenAI's terms.
+
+Raises UserError, NotFound and Conflict that say what to change. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from . import ids
+from .backend import Backend
+from .errors import BlobMissing, NotFound, UserError
+from .invalid import invalid_type
+from .queue import enqueue_shards
+from .records import ENDED, ENDPOINTS, Batch, Counts, File, Shard
+from .requests import parse_body
+from .validation import parse_object
+
+PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
+JOB_WINDOW = "24h"
+MIN_WINDOW_S, MAX_WINDOW_S = 60, 30 * 86400
+MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 86400
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_WINDOW = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
+
+
+def create_file(
+    backend: Backend,
+    *,
+    filename: str,
+    purpose: str,
+    chunks: Iterable[bytes],
+    expires_after_s: int | None = None,
+) -> File:
+    """Store an upload. A batch file must be called .jsonl, hold something, and begin with a JSON object."""
+    settings = backend.settings
+    if purpose not in PURPOSES:
+        raise _bad_value("purpose", purpose, PURPOSES)
+    if expires_after_s is not None and not MIN_EXPIRY_S <= expires_after_s <= MAX_EXPIRY_S:
+        message = f"Invalid value for 'expires_after.seconds': expected {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
+        raise UserError(message, param="expires_after.seconds", code="invalid_value")
+    chunks = _at_most(chunks, settings.max_file_bytes)
+    if purpose == "batch":
+        if not filename.endswith(".jsonl"):
+            raise UserError(f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'.", param="file")
+        chunks = _checked_start(chunks, settings.max_line_bytes)
+    now, file_id = int(time.time()), ids.file_id()
+    try:
+        size = backend.blobs.put(f"files/{file_id}", chunks)
+        if not size:
+            raise UserError("The file is empty.", param="file", code="empty_file")
+    except UserError:
+        backend.blobs.delete(f"files/{file_id}")
+        raise
+    ttl = expires_after_s or (settings.file_ttl_s if purpose == "batch" else None)
+    file = File(
+        id=file_id,
+        bytes=size,
+        created_at=now,
+        filename=filename,
+        purpose=purpose,
+        expires_at=ttl and now + ttl,
+    )
+    backend.store.add_file(file)
+    return file
+
+
+def delete_file(backend: Backend, file_id: str) -> None:
+    """Forget a file and its bytes."""
+    backend.store.delete_file(file_id)
+    backend.blobs.delete(f"files/{file_id}")
+
+
+def create_batch(
+    backend: Backend, *, input_file_id: str, endpoint: str, completion_window: str, metadata: object = None
+) -> Batch:
+    """A new batch, durable when this returns. What is wrong with its lines shows in its status, not here."""
+    if endpoint not in ENDPOINTS:
+        raise _bad_value("endpoint", endpoint, ENDPOINTS)
+    window_s = parse_window(completion_window)
+    tags = check_metadata(metadata)
+    file = _batch_input(backend, input_file_id)
+    now = int(time.time())
+    batch = Batch(
+        id=ids.batch_id(),
+        kind="batch",
+        endpoint=endpoint,
+        input_file_id=file.id,
+        completion_window=completion_window,
+        created_at=now,
+        expires_at=now + window_s,
+        metadata=tags,
+        reserved_output_id=ids.file_id(),
+        reserved_error_id=ids.file_id(),
+    )
+    backend.store.create_batch(batch)
+    return batch
+
+
+def create_job(backend: Backend, *, url: str, body: object) -> Batch:
+    """Queue one request ahead of all batches. Its body is checked now, so that the caller hears at once."""
+    if url not in ENDPOINTS:
+        raise _bad_value("url", url, ENDPOINTS)
+    request = parse_body(url, body)
+    if request.stream:
+        raise UserError("A job is polled, not streamed; remove 'stream'.", param="stream", code="streaming_unsupported")
+    if request.model not in {card.id for card in backend.store.models()}:
+        message = f"The model '{request.model}' does not exist or no worker serves it now."
+        raise UserError(message, param="model", code="model_not_found", status=404)
+    job_id, now = ids.job_id(), int(time.time())
+    line = json.dumps({"custom_id": job_id, "method": "POST", "url": url, "body": body}).encode()
+    job = Batch(
+        id=job_id,
+        kind="job",
+        endpoint=url,
+        input_file_id="",
+        completion_window=JOB_WINDOW,
+        created_at=now,
+        expires_at=now + parse_window(JOB_WINDOW),
+        counts=Counts(total=1),
+    )
+    backend.job_blobs.put(job.input_blob, [line])
+    backend.store.create_batch(job)
+    shard = Shard(index=0, first_line=0, num_lines=1, offset=0, size=len(line))
+    backend.shards.begin(job_id, [shard], model=request.model, total=1)
+    enqueue_shards(backend.redis, "job", job_id, backend.shards.feed(job_id, 1))
+    return backend.store.batch(job_id)
+
+
+def find_batch(backend: Backend, batch_id: str) -> Batch:
+    """The batch with this id; a native job's id is not one."""
+    batch = backend.store.batch(batch_id)
+    if batch.kind != "batch":
+        raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
+    return batch
+
+
+def find_job(backend: Backend, job_id: str) -> Batch:
+    """The job with this id; a batch's id is not one."""
+    try:
+        job = backend.store.batch(job_id)
+    except NotFound:
+        job = None
+    if job is None or job.kind != "job":
+        raise NotFound(f"No job found with id '{job_id}'.", param="id")
+    return job
+
+
+def job_result(backend: Backend, job: Batch) -> dict[str, Any] | None:
+    """A finished job's line of output: `response` and `error` as in a batch's files. None while it is not finished."""
+    if job.status not in ENDED:
+        return None
+    for part in ("output", "error"):
+        try:
+            raw = b"".join(backend.job_blobs.open(job.segment_blob(0, part)))
+        except BlobMissing:
+            continue
+        result: dict[str, Any] = json.loads(raw)
+        return result
+    return None
+
+
+def parse_window(text: object) -> int:
+    """Seconds of a Go-style duration such as "24h" or "1h30m", from 1m to 30d."""
+    if not isinstance(text, str):
+        raise invalid_type("completion_window", "a string", text)
+    if _WINDOW.fullmatch(text):
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smhd])", text))
+        if MIN_WINDOW_S <= seconds <= MAX_WINDOW_S:
+            return int(seconds)
+    message = f"Invalid value: '{text}'. Expected a duration from 1m to 30d, such as '24h' or '1h30m'."
+    raise UserError(message, param="completion_window", code="invalid_value")
+
+
+def check_metadata(metadata: object) -> dict[str, str] | None:
+    """At most 16 pairs of strings: keys of at most 64 characters, values of at most 512."""
+    if metadata is None:
+        return None
+    if not isinstance(metadata, dict):
+        raise invalid_type("metadata", "an object", metadata)
+    if len(metadata) > 16:
+        message = f"Invalid 'metadata': at most 16 properties are allowed, not {len(metadata)}."
+        raise UserError(message, param="metadata", code="object_above_max_properties")
+    for key, value in metadata.items():
+        param = f"metadata.{key}"
+        if not isinstance(value, str):
+            raise invalid_type(param, "a string", value)
+        if len(key) > 64:
+            raise UserError(
+                "Invalid 'metadata': a key is longer than 64 characters.", param=param, code="invalid_value"
+            )
+        if len(value) > 512:
+            message = f"Invalid '{param}': string too long. Expected at most 512 characters, but got {len(value)}."
+            raise UserError(message, param=param, code="string_above_max_length")
+    return dict(metadata)
+
+
+def _batch_input(backend: Backend, file_id: str) -> File:
+    file = backend.store.file(file_id)
+    if file.purpose != "batch":
+        message = f"File '{file_id}' has purpose '{file.purpose}'; a batch needs one uploaded with purpose 'batch'."
+        raise UserError(message, param="input_file_id", code="invalid_value")
+    limit = backend.settings.max_batch_bytes
+    if file.bytes > limit:
+        message = f"File '{file_id}' has {file.bytes} bytes; a batch takes {limit} (PRESSRUN_MAX_BATCH_BYTES)."
+        raise UserError(message, param="input_file_id", code="file_too_large")
+    return file
+
+
+def _bad_value(param: str, value: str, allowed: Iterable[str]) -> UserError:
+    names = ", ".join(f"'{name}'" for name in allowed)
+    message = f"Invalid value: '{value}'. Supported values are: {names}."
+    return UserError(message, param=param, code="invalid_value")
+
+
+def _at_most(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            message = f"The file is larger than {limit} bytes (PRESSRUN_MAX_FILE_BYTES)."
+            raise UserError(message, param="file", code="file_too_large", status=413)
+        yield chunk
+
+
+def _checked_start(chunks: Iterable[bytes], longest: int) -> Iterator[bytes]:
+    """Passes chunks on, once the first line that is not blank turned out to be a JSON object."""
+    stream, head = iter(chunks), b""
+    while b"\n" not in head.lstrip() and len(head) <= longest:
+        chunk = next(stream, None)
+        if chunk is None:
+            break
+        head += chunk
+    first = head.lstrip().split(b"\n", 1)[0]
+    if first and parse_object(first) is None:
+        raise UserError("Line 1 of the file is not a JSON object.", param="file", code="invalid_json_line")
+    yield head
+    yield from stream

@@ -1,0 +1,1 @@
+"""GPU kernels, each beside a plain torch reference of the same signature."""
