@@ -39,8 +39,6 @@ def make_batch(backend: Backend) -> MakeBatch:
     def make(lines: list[Any], window: str = "24h") -> Batch:
         raw = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
         file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[raw])
-        return create_batch(
-            backend, input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window
-        )
+        return create_batch(backend, input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window)
 
     return make

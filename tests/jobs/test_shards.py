@@ -97,9 +97,7 @@ def test_the_latest_claim_wins_and_the_earlier_owner_can_do_nothing(backend: Bac
     assert backend.store.batch(batch.id).status == "completed"
 
 
-def test_a_lapsed_lease_puts_the_shard_back_and_a_renewed_one_does_not(
-    backend: Backend, make_batch: MakeBatch
-) -> None:
+def test_a_lapsed_lease_puts_the_shard_back_and_a_renewed_one_does_not(backend: Backend, make_batch: MakeBatch) -> None:
     batch = running(backend, make_batch, 8)
     silent, alive = claim(backend, batch, 0, "a", 0.01), claim(backend, batch, 1, "b", 0.01)
     backend.shards.hold([alive], 60.0)

@@ -1,0 +1,186 @@
+"""The service without a model: lines a second from POST to the finished output file, and flat memory.
+
+A stand-in engine answers every line at once with its prompt, so what is measured is the API, Valkey, RQ, the worker and
+the blob store. Every round uploads a file of chat lines, creates a batch of it with the `openai` SDK and waits for the
+output; every custom_id must come back once, in order. Prints a table, then one JSON line.
+
+usage: python bench/service.py [--lines 10000 --more-lines 100000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from openai import APIConnectionError, OpenAI
+
+MODEL = "echo"
+START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One batch. Memory is the peak resident size in MiB of the API process and of the worker's processes."""
+
+    lines: int
+    upload_s: float
+    batch_s: float
+    api_mib: float
+    worker_mib: float
+    valkey_mib: float
+
+    @property
+    def lines_per_s(self) -> float:
+        return self.lines / self.batch_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--lines", type=int, default=10_000)
+    parser.add_argument("--more-lines", type=int, default=100_000, help="0 leaves the memory comparison out")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as (client, process):
+        run_batch(client, process, 1000, Path(folder))  # warm-up: imports, connections, first scripts
+        rounds = [run_batch(client, process, lines, Path(folder)) for lines in (args.lines, args.more_lines) if lines]
+    print_table(rounds)
+    small, large = rounds[0], rounds[-1]
+    print(
+        json.dumps(
+            {
+                "bench": "service",
+                "lines": small.lines,
+                "lines_per_s": round(small.lines_per_s, 1),
+                "lines_per_s_large": round(large.lines_per_s, 1),
+                "api_memory_ratio": round(large.api_mib / small.api_mib, 3),
+                "worker_memory_ratio": round(large.worker_mib / small.worker_mib, 3),
+                "cores": os.cpu_count(),
+            }
+        )
+    )
+
+
+@contextlib.contextmanager
+def service(folder: Path) -> Iterator[tuple[OpenAI, subprocess.Popen[bytes]]]:
+    """`pressrun up` on a free port with the stand-in engine, ready to answer."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {"DATA_DIR": folder, "PORT": port, "ENGINE": "echo", "MODEL": MODEL, "MAX_BATCH_LINES": 10**6}
+    environment = os.environ | {f"PRESSRUN_{name}": str(value) for name, value in settings.items()}
+    command = [Path(sys.executable).parent / "pressrun", "up"]
+    process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0)
+    try:
+        wait_until_ready(client, process)
+        yield client, process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def wait_until_ready(client: OpenAI, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(APIConnectionError):
+            if [model for model in client.models.list() if model.id == MODEL]:
+                return
+        time.sleep(0.2)
+    raise SystemExit("pressrun up did not become ready")
+
+
+def run_batch(client: OpenAI, process: subprocess.Popen[bytes], lines: int, folder: Path) -> Round:
+    path = folder / f"in-{lines}.jsonl"
+    write_input(path, lines)
+    start = time.perf_counter()
+    file = client.files.create(file=path, purpose="batch")
+    posted = time.perf_counter()
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    while batch.status not in ("completed", "failed", "expired", "cancelled"):
+        time.sleep(0.05)
+        batch = client.batches.retrieve(batch.id)
+    finished = time.perf_counter()
+    check_output(client, batch.status, batch.output_file_id, lines)
+    memory = peak_memory(process.pid)
+    return Round(
+        lines=lines,
+        upload_s=posted - start,
+        batch_s=finished - posted,
+        api_mib=memory["api"],
+        worker_mib=memory["worker"],
+        valkey_mib=memory["valkey"],
+    )
+
+
+def write_input(path: Path, lines: int) -> None:
+    with open(path, "w") as out:
+        for i in range(lines):
+            messages = [{"role": "user", "content": f"What is {i} plus {i + 1}? Answer with the number only."}]
+            body = {"model": MODEL, "messages": messages, "max_tokens": 16}
+            line = {"custom_id": f"line-{i}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            out.write(json.dumps(line) + "\n")
+
+
+def check_output(client: OpenAI, status: str, output_file_id: str | None, lines: int) -> None:
+    if status != "completed" or output_file_id is None:
+        raise SystemExit(f"the batch ended as {status} with output file {output_file_id}")
+    count = 0
+    with client.files.with_streaming_response.content(output_file_id) as response:
+        for line in response.iter_lines():
+            if json.loads(line)["custom_id"] != f"line-{count}":
+                raise SystemExit(f"output line {count} is not the answer to input line {count}")
+            count += 1
+    if count != lines:
+        raise SystemExit(f"{count} output lines for {lines} input lines")
+
+
+def peak_memory(pid: int) -> dict[str, float]:
+    """Peak resident MiB of what `pressrun up` started, by role: the child that holds it, and its children."""
+    totals = {"api": 0.0, "worker": 0.0, "valkey": 0.0}
+    for process in descendants(pid):
+        roles = [role for role in totals if role in command_line(process).lower().replace("workers", "worker")]
+        if roles:
+            totals[roles[0]] += peak_resident_mib(process)
+    return totals
+
+
+def descendants(pid: int) -> Iterator[int]:
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield int(child)
+        yield from descendants(int(child))
+
+
+def command_line(pid: int) -> str:
+    """The command of a process; an engine child shows as part of the worker that started it."""
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return "worker" if "spawn_main" in " ".join(words) else " ".join(words[1:3]) if "python" in words[0] else words[0]
+
+
+def peak_resident_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def print_table(rounds: list[Round]) -> None:
+    print(
+        f"{'lines':>9} {'upload s':>9} {'batch s':>9} {'lines/s':>9} {'API MiB':>9} {'worker MiB':>11} {'Valkey MiB':>11}"
+    )
+    for r in rounds:
+        print(
+            f"{r.lines:>9} {r.upload_s:>9.2f} {r.batch_s:>9.2f} {r.lines_per_s:>9.0f} {r.api_mib:>9.1f} "
+            f"{r.worker_mib:>11.1f} {r.valkey_mib:>11.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Every error of a batch file, with its line; and the cut into shards."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pressrun.jobs.errors import BlobMissing
+from pressrun.jobs.records import Batch
+from pressrun.jobs.settings import Settings, load_settings
+from pressrun.jobs.validation import Validated, validate
+
+from .conftest import chat_line
+
+BATCH = Batch(
+    id="batch_x",
+    kind="batch",
+    endpoint="/v1/chat/completions",
+    input_file_id="file-x",
+    completion_window="24h",
+    created_at=0,
+    expires_at=1,
+)
+
+
+def settings(**values: Any) -> Settings:
+    return load_settings({}, **values)
+
+
+def check(raw: bytes, chunk: int = 7, **values: Any) -> Validated:
+    """Validate `raw`, read in small chunks so that lines cross their borders."""
+    read = lambda: (raw[i : i + chunk] for i in range(0, len(raw), chunk))  # noqa: E731
+    return validate(BATCH, read, models={"m", "m2"}, settings=settings(**values))
+
+
+def encode(*lines: Any) -> bytes:
+    return b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+
+
+def without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in chat_line("a").items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "param", "message"),
+    [
+        (b"{nope", "invalid_json_line", None, "This line is not parseable as valid JSON."),
+        (b"[1]", "invalid_json_line", None, "This line is not parseable as valid JSON."),
+        (b'{"a": NaN}', "invalid_json_line", None, "This line is not parseable as valid JSON."),
+        (b"\xff\xfe", "invalid_json_line", None, "This line is not parseable as valid JSON."),
+        (b"[" * 100_000, "invalid_json_line", None, "This line is not parseable as valid JSON."),
+        (without("custom_id"), "missing_required_parameter", "custom_id", "Missing required parameter: 'custom_id'."),
+        (without("method"), "missing_required_parameter", "method", "Missing required parameter: 'method'."),
+        (without("url"), "missing_required_parameter", "url", "Missing required parameter: 'url'."),
+        (without("body"), "missing_required_parameter", "body", "Missing required parameter: 'body'."),
+        (
+            chat_line("a") | {"url": "/v1/completions"},
+            "invalid_url",
+            "url",
+            "The URL provided for this request does not match the batch endpoint.",
+        ),
+        (chat_line("a") | {"method": "GET"}, "invalid_request", "method", "The method of a request must be POST."),
+        (chat_line("a") | {"custom_id": 5}, "invalid_request", "custom_id", "custom_id must be a string."),
+        (
+            chat_line("a", stream=True),
+            "streaming_unsupported",
+            "body.stream",
+            "Chat Completions: Streaming is not supported in the Batch API.",
+        ),
+        (
+            chat_line("a", model="x"),
+            "model_not_found",
+            "body.model",
+            "The provided model 'x' is not supported by the Batch API.",
+        ),
+        (chat_line("a", model=None), "invalid_request", "body.model", "Model parameter is required."),
+        (chat_line("a", messages=None), "invalid_request", "body.messages", "Messages parameter is required."),
+        (
+            chat_line("a", model="m2"),
+            "mismatched_model",
+            "body.model",
+            "The model 'm2' for this request does not match the rest of the batch.",
+        ),
+    ],
+)
+def test_a_bad_line_is_named_with_its_code_and_number(line: Any, code: str, param: str | None, message: str) -> None:
+    result = check(encode(chat_line("first"), b"", line, chat_line("last")))
+    assert [(e.line, e.code, e.param, e.message) for e in result.errors] == [(3, code, param, message)]
+    assert result.shards == ()
+
+
+def test_all_errors_are_gathered_in_order_of_lines() -> None:
+    result = check(encode(chat_line("a"), b"{", without("body"), chat_line("a"), chat_line("b", model="x")))
+    assert [(e.line, e.code) for e in result.errors] == [
+        (2, "invalid_json_line"),
+        (3, "missing_required_parameter"),
+        (3, "duplicate_custom_id"),
+        (4, "duplicate_custom_id"),
+        (5, "model_not_found"),
+    ]
+
+
+def test_every_repetition_of_a_custom_id_is_reported_but_not_its_first() -> None:
+    result = check(encode(*[chat_line(name) for name in ("a", "b", "a", "c", "a", "b")]))
+    assert [(e.line, e.code) for e in result.errors] == [(n, "duplicate_custom_id") for n in (3, 5, 6)]
+
+
+@pytest.mark.parametrize("raw", [b"", b"\n \n\n"])
+def test_a_file_without_requests_is_an_error(raw: bytes) -> None:
+    assert [e.code for e in check(raw).errors] == ["empty_file"]
+
+
+def test_a_missing_file_is_an_error_of_the_batch() -> None:
+    def missing() -> list[bytes]:
+        raise BlobMissing("files/file-x")
+
+    result = validate(BATCH, missing, models={"m"}, settings=settings())
+    assert [(e.line, e.code, e.param) for e in result.errors] == [(None, "invalid_request", "file_id")]
+
+
+def test_too_many_lines_and_too_long_lines_name_the_setting() -> None:
+    many = check(encode(*[chat_line(f"c{i}") for i in range(5)]), max_batch_lines=4)
+    assert "PRESSRUN_MAX_BATCH_LINES" in many.errors[0].message
+    long = check(encode(chat_line("a", user="x" * 3000)), max_line_bytes=2000)
+    assert "PRESSRUN_MAX_LINE_BYTES" in long.errors[0].message
+
+
+def test_a_flood_of_errors_is_cut_and_says_so() -> None:
+    result = check(b"{\n" * 2500, chunk=1000)
+    assert len(result.errors) == 1001
+    assert result.errors[-1].message == "1500 more errors are not listed."
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n", b"\n\n"])
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\n\n"])
+def test_shards_cover_every_request_and_nothing_else(newline: bytes, ending: bytes) -> None:
+    lines = [json.dumps(chat_line(f"c{i}", user="é" * i), ensure_ascii=False).encode() for i in range(11)]
+    raw = newline.join(lines) + ending
+    result = check(raw, shard_lines=4)
+    assert result.errors == ()
+    assert [(s.index, s.first_line, s.num_lines) for s in result.shards] == [(0, 0, 4), (1, 4, 4), (2, 8, 3)]
+    found = [line for s in result.shards for line in raw[s.offset : s.offset + s.size].split(b"\n") if line.strip()]
+    assert [json.loads(line)["custom_id"] for line in found] == [f"c{i}" for i in range(11)]
+
+
+def test_a_body_that_is_not_an_object_fails_its_own_line_only() -> None:
+    assert check(encode(chat_line("a"), chat_line("b") | {"body": "text"})).errors == ()

@@ -1,0 +1,56 @@
+"""Documents that cannot rot: what can be set, called or served is named in them, and what they link to exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from pressrun.api.app import create_app
+from pressrun.cli.main import app as cli
+from pressrun.engine.models import REGISTRY
+from pressrun.jobs.settings import PREFIX, Settings, load_settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def test_every_setting_is_in_the_readme_with_its_default_and_meaning() -> None:
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else str(field.default)
+        row = f"| `{PREFIX}{name.upper()}` | {f'`{default}`' if default else '–'} | {field.description} |"
+        assert row in README, f"README lacks the row: {row}"
+
+
+def test_every_route_is_in_the_readme(tmp_path: Path) -> None:
+    app = create_app(load_settings({}, data_dir=tmp_path, redis_url="redis://127.0.0.1:1/0"))
+    for path, operations in app.openapi()["paths"].items():
+        for method in operations:
+            assert f"`{method.upper()} {path}`" in README, f"README lacks the route: {method.upper()} {path}"
+
+
+def test_every_command_is_in_the_readme() -> None:
+    for name in get_command(cli).commands:  # type: ignore[attr-defined]
+        assert f"`pressrun {name}" in README, f"README lacks the command: {name}"
+
+
+def test_every_model_family_is_in_the_readme() -> None:
+    for architecture in REGISTRY:
+        assert f"`{architecture}`" in README, f"README lacks the model: {architecture}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_make_targets_named_in_documents_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for path in DOCUMENTS:
+        for target in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)$", path.read_text(), flags=re.M):
+            name = target[0] or target[1]
+            assert re.search(rf"^{name}:", makefile, flags=re.M), f"{path.name} names make {name}"
