@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from openai import APIConnectionError, OpenAI
 
 MODEL = "echo"
@@ -38,7 +39,6 @@ class Round:
     batch_s: float
     api_mib: float
     worker_mib: float
-    valkey_mib: float
 
     @property
     def lines_per_s(self) -> float:
@@ -118,7 +118,6 @@ def run_batch(client: OpenAI, process: subprocess.Popen[bytes], lines: int, fold
         batch_s=finished - posted,
         api_mib=memory["api"],
         worker_mib=memory["worker"],
-        valkey_mib=memory["valkey"],
     )
 
 
@@ -145,25 +144,13 @@ def check_output(client: OpenAI, status: str, output_file_id: str | None, lines:
 
 
 def peak_memory(pid: int) -> dict[str, float]:
-    """Peak resident MiB of what `pressrun up` started, by role: the child that holds it, and its children."""
-    totals = {"api": 0.0, "worker": 0.0, "valkey": 0.0}
-    for process in descendants(pid):
-        roles = [role for role in totals if role in command_line(process).lower().replace("workers", "worker")]
-        if roles:
-            totals[roles[0]] += peak_resident_mib(process)
+    """Peak resident MiB of what `pressrun up` started, by role; an engine process counts to its worker."""
+    totals = {"api": 0.0, "worker": 0.0}
+    for child in psutil.Process(pid).children():
+        role = next((role for role in totals if role in child.cmdline()), None)
+        if role is not None:
+            totals[role] += sum(peak_resident_mib(process.pid) for process in (child, *child.children(recursive=True)))
     return totals
-
-
-def descendants(pid: int) -> Iterator[int]:
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield int(child)
-        yield from descendants(int(child))
-
-
-def command_line(pid: int) -> str:
-    """The command of a process; an engine child shows as part of the worker that started it."""
-    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-    return "worker" if "spawn_main" in " ".join(words) else " ".join(words[1:3]) if "python" in words[0] else words[0]
 
 
 def peak_resident_mib(pid: int) -> float:
@@ -172,13 +159,11 @@ def peak_resident_mib(pid: int) -> float:
 
 
 def print_table(rounds: list[Round]) -> None:
-    print(
-        f"{'lines':>9} {'upload s':>9} {'batch s':>9} {'lines/s':>9} {'API MiB':>9} {'worker MiB':>11} {'Valkey MiB':>11}"
-    )
+    print(f"{'lines':>9} {'upload s':>9} {'batch s':>9} {'lines/s':>9} {'API MiB':>9} {'worker MiB':>11}")
     for r in rounds:
         print(
             f"{r.lines:>9} {r.upload_s:>9.2f} {r.batch_s:>9.2f} {r.lines_per_s:>9.0f} {r.api_mib:>9.1f} "
-            f"{r.worker_mib:>11.1f} {r.valkey_mib:>11.1f}"
+            f"{r.worker_mib:>11.1f}"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .errors import UserError
-from .ids import new_id
+from .ids import passing_id
 from .records import Line, LineResult, Usage
 
 ERROR_TEXTS = {
@@ -56,7 +56,7 @@ def refused(line: Line, error: UserError) -> LineResult:
 
 
 def _responded(line: Line, status: int, body: dict[str, Any], outcome: Any, usage: Usage) -> LineResult:
-    response = {"status_code": status, "request_id": new_id("req_"), "body": body}
+    response = {"status_code": status, "request_id": passing_id("req_"), "body": body}
     return LineResult(index=line.index, outcome=outcome, data=_output(line, response, None), usage=usage)
 
 
@@ -68,7 +68,7 @@ def never_ran(line: Line, code: str) -> LineResult:
 
 
 def _output(line: Line, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
-    fields = {"id": new_id("batch_req_"), "custom_id": line.custom_id, "response": response, "error": error}
+    fields = {"id": passing_id("batch_req_"), "custom_id": line.custom_id, "response": response, "error": error}
     try:
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:  # A lone surrogate: JSON can say it, UTF-8 cannot.

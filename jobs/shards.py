@@ -72,6 +72,11 @@ class Shards:
         args = [time.time() if now is None else now, *lost]
         return [int(raw) for raw in self.scripts["reclaim"](keys=keys, args=args)]
 
+    def num_leased(self, batch_id: str) -> int:
+        """How many shards workers have in hand."""
+        (key,) = _keys(batch_id, "leased")
+        return int(self.redis.zcard(key))
+
     def unsealed(self, batch_id: str) -> list[int]:
         """Shards that are not in the blob store yet, in order."""
         geometry, sealed = _keys(batch_id, "shards", "sealed")

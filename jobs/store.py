@@ -27,13 +27,13 @@ from redis import Redis
 from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
-from .errors import Conflict, NotFound
+from .errors import Conflict, NotFound, StoreUnavailable
 from .records import ENDED, MOVES, Batch, BatchError, BatchStatus, Counts, File, ModelCard, Page, Usage
 
 FILES, BATCHES, ACTIVE, MODELS = "pressrun:files", "pressrun:batches", "pressrun:active", "pressrun:models"
 FILE_EXPIRY, SEQUENCE = "pressrun:file-expiry", "pressrun:sequence"
 MODEL_TTL_S = 30
-DURABLE_WAIT_MS = 5000
+DURABLE_WAIT_MS = 3000  # Less than the connection's own time-out of 5 s.
 
 
 class Scripts:
@@ -92,20 +92,23 @@ class Store:
     ) -> Page[File]:
         """Files of `purpose` (None: all) beyond the file `after`, at most `limit`."""
         items: list[File] = []
+        num_read = max(limit, 99) + 1  # A purpose that few files have is not looked for one by one.
         while True:
-            page = self._page(FILES, limit + 1, newest_first, after)
-            for file_id in page:
-                try:
-                    file = self.file(file_id)
-                except NotFound:
-                    continue
-                if purpose in (None, file.purpose):
-                    items.append(file)
-                if len(items) > limit:
-                    return Page(items=items[:limit], has_more=True)
-            if len(page) <= limit:
+            page = self._page(FILES, num_read, newest_first, after)
+            items += [file for file in self._live_files(page) if purpose in (None, file.purpose)]
+            if len(items) > limit:
+                return Page(items=items[:limit], has_more=True)
+            if len(page) < num_read:
                 return Page(items=items, has_more=False)
             after = page[-1]
+
+    def _live_files(self, ids: Iterable[str]) -> list[File]:
+        """Those of the files that exist and have not expired, in one round trip."""
+        pipe = self.redis.pipeline(transaction=False)
+        for file_id in ids:
+            pipe.hgetall(f"pressrun:file:{file_id}")
+        files, now = [_file(fields) for fields in pipe.execute() if fields], time.time()
+        return [file for file in files if file.expires_at is None or file.expires_at > now]
 
     def delete_file(self, file_id: str) -> None:
         """Forget a file, or raise NotFound. Its bytes are the caller's to delete."""
@@ -169,7 +172,7 @@ class Store:
         self.move(batch_id, "cancelling", closing="cancelled")
         batch = self.batch(batch_id)
         if batch.status in ENDED and batch.status != "cancelled":
-            raise Conflict(f"Cannot cancel a batch with status '{batch.status}'.")
+            raise Conflict(f"Cannot cancel a {batch.kind} with status '{batch.status}'.")
         return batch
 
     def fail(self, batch_id: str, errors: Iterable[BatchError], total: int) -> None:
@@ -220,10 +223,13 @@ class Store:
         pipe.incr(SEQUENCE)  # WAITAOF speaks of the connection's own writes; this one follows all of ours.
         pipe.execute_command("WAITAOF", 1, 0, DURABLE_WAIT_MS)  # type: ignore[no-untyped-call]
         try:
-            pipe.execute()
+            _, (num_synced, _replicas) = pipe.execute()
         except ResponseError as error:
             if "appendonly is disabled" not in str(error) and "unknown command" not in str(error).lower():
                 raise
+        else:
+            if num_synced < 1:
+                raise StoreUnavailable(f"Redis did not bring a write to disk within {DURABLE_WAIT_MS} ms")
 
 
 def _text(raw: Any) -> str:

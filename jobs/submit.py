@@ -113,6 +113,10 @@ def create_job(backend: Backend, *, url: str, body: object) -> Batch:
         raise UserError(message, param="model", code="model_not_found", status=404)
     job_id, now = ids.job_id(), int(time.time())
     line = json.dumps({"custom_id": job_id, "method": "POST", "url": url, "body": body}).encode()
+    limit = backend.settings.max_line_bytes
+    if len(line) > limit:
+        message = f"The request is a line of {len(line)} bytes; at most {limit} are taken (PRESSRUN_MAX_LINE_BYTES)."
+        raise UserError(message, param="body", code="request_too_large", status=413)
     job = Batch(
         id=job_id,
         kind="job",
@@ -189,6 +193,12 @@ def check_metadata(metadata: object) -> dict[str, str] | None:
         param = f"metadata.{key}"
         if not isinstance(value, str):
             raise invalid_type(param, "a string", value)
+        if not _is_text(key) or not _is_text(value):
+            raise UserError(
+                "Invalid 'metadata': it holds half of a surrogate pair.",
+                param="metadata",
+                code="invalid_value",
+            )
         if len(key) > 64:
             raise UserError(
                 "Invalid 'metadata': a key is longer than 64 characters.", param=param, code="invalid_value"
@@ -197,6 +207,15 @@ def check_metadata(metadata: object) -> dict[str, str] | None:
             message = f"Invalid '{param}': string too long. Expected at most 512 characters, but got {len(value)}."
             raise UserError(message, param=param, code="string_above_max_length")
     return dict(metadata)
+
+
+def _is_text(value: str) -> bool:
+    """False for a string with a lone surrogate, which JSON can escape but UTF-8 cannot carry."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _batch_input(backend: Backend, file_id: str) -> File:

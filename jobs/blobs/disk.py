@@ -42,6 +42,7 @@ class DiskBlobs:
         def read() -> Iterator[bytes]:
             left = size
             with file:
+                yield b""
                 file.seek(offset)
                 while left is None or left > 0:
                     chunk = file.read(CHUNK if left is None else min(CHUNK, left))
@@ -51,7 +52,9 @@ class DiskBlobs:
                         left -= len(chunk)
                     yield chunk
 
-        return read()
+        chunks = read()
+        next(chunks)  # Begun, so that whoever closes it without reading closes the file.
+        return chunks
 
     def size(self, key: str) -> int:
         try:

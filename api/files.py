@@ -1,0 +1,146 @@
+"""`/v1/files`: upload, list, retrieve, delete, download.
+
+The multipart parser spools an upload to the temporary folder, so that `purpose` may stand after the file; from there
+it is streamed to the blob store. The rules of what may be uploaded are `jobs/submit.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import Annotated, BinaryIO, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Form, Header, Query, UploadFile
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Receive, Scope, Send
+
+from ..jobs import submit
+from ..jobs.errors import UserError
+from .deps import BackendDep
+from .ranges import requested_range
+from .schemas import FileDeleted, FileObject, ListOf
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+CHUNK = 2**20
+
+
+class Download(StreamingResponse):
+    """Chunks of a blob, which is let go of even when the client goes away in the middle."""
+
+    def __init__(self, chunks: Iterator[bytes], status: int, headers: dict[str, str]) -> None:
+        self.chunks = _relayed(chunks)
+        super().__init__(self.chunks, status, headers, media_type="application/octet-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.chunks.close()
+
+
+class Upload(BaseModel):
+    """The form of an upload."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: UploadFile
+    purpose: str = Field(description="What the file is for: `batch` for the input of a batch.")
+    anchor: Literal["created_at"] | None = Field(None, alias="expires_after[anchor]")
+    seconds: int | None = Field(
+        None,
+        alias="expires_after[seconds]",
+        description="Delete the file this long after its creation: 3600 to 2592000.",
+    )
+
+
+class FileQuery(BaseModel):
+    """Which files to list, and where to go on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    purpose: str | None = None
+    limit: int = Field(10_000, ge=1, le=10_000)
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = Field(None, description="The id of the last file of the page before.")
+
+
+@router.post("", form_limits={"max_files": 1, "max_fields": 8, "max_part_size": 4096})
+def upload_file(form: Annotated[Upload, Form(media_type="multipart/form-data")], backend: BackendDep) -> FileObject:
+    """Upload a file. The input of a batch is `.jsonl`, one request a line."""
+    _check_expiry(form)
+    file = submit.create_file(
+        backend,
+        filename=form.file.filename or "upload",
+        purpose=form.purpose,
+        chunks=_chunks(form.file.file),
+        expires_after_s=form.seconds,
+    )
+    return FileObject.of(file)
+
+
+@router.get("")
+def list_files(query: Annotated[FileQuery, Query()], backend: BackendDep) -> ListOf[FileObject]:
+    """Files that have not expired, newest first unless asked otherwise."""
+    page = backend.store.files(
+        purpose=query.purpose, limit=query.limit, newest_first=query.order == "desc", after=query.after
+    )
+    return ListOf.of([FileObject.of(file) for file in page.items], page.has_more)
+
+
+@router.get("/{file_id}")
+def retrieve_file(file_id: str, backend: BackendDep) -> FileObject:
+    """A file's description."""
+    return FileObject.of(backend.store.file(file_id))
+
+
+@router.delete("/{file_id}")
+def delete_file(file_id: str, backend: BackendDep) -> FileDeleted:
+    """Delete a file and its bytes."""
+    submit.delete_file(backend, file_id)
+    return FileDeleted(id=file_id)
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={
+        200: {"description": "The file.", "content": {"application/octet-stream": {}}},
+        206: {"description": "The range asked for.", "content": {"application/octet-stream": {}}},
+    },
+)
+def download_file(
+    file_id: str,
+    backend: BackendDep,
+    wanted: Annotated[str | None, Header(alias="Range", description="One range, such as `bytes=0-999`.")] = None,
+) -> StreamingResponse:
+    """A file's bytes, or one range of them."""
+    file = backend.store.file(file_id)
+    part = requested_range(wanted, file.bytes)
+    whole = range(file.bytes) if part is None else part
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(len(whole)),
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
+    }
+    if part is not None:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{file.bytes}"
+    chunks = backend.blobs.open(file.blob, whole.start, len(whole))
+    return Download(chunks, 200 if part is None else 206, headers)
+
+
+def _relayed(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """The same chunks; closing this closes what they come from."""
+    yield from chunks
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    return iter(lambda: file.read(CHUNK), b"")
+
+
+def _check_expiry(form: Upload) -> None:
+    """Both parts of `expires_after`, or neither."""
+    if (form.anchor is None) != (form.seconds is None):
+        param = "expires_after.anchor" if form.anchor is None else "expires_after.seconds"
+        message = f"Missing required parameter: '{param}'."
+        raise UserError(message, param=param, code="missing_required_parameter")

@@ -1,0 +1,267 @@
+"""What the API answers with: OpenAI's objects, and Pressrun's own job and health. Times are Unix seconds.
+
+Every field is always there, null where there is nothing to say. Knows the records of `jobs/`, and nothing of Redis.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel
+
+from ..jobs.records import Batch, BatchStatus, File, ModelCard
+
+T = TypeVar("T", bound="Identified")
+JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
+
+
+class Identified(BaseModel):
+    """Whatever a list can hold."""
+
+    id: str
+
+
+class ListOf(BaseModel, Generic[T]):
+    """One page of a list; `last_id` is the `after` of the next one."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+    @classmethod
+    def of(cls, data: list[T], has_more: bool) -> ListOf[T]:
+        first, last = (data[0].id, data[-1].id) if data else (None, None)
+        return cls(data=data, first_id=first, last_id=last, has_more=has_more)
+
+
+class ErrorFields(BaseModel):
+    """What is wrong, with which parameter, and OpenAI's short name for the case."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer of 400 and above."""
+
+    error: ErrorFields
+
+
+class FileObject(Identified):
+    """An uploaded file, or a batch's results."""
+
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: str
+    status_details: str | None = None
+
+    @classmethod
+    def of(cls, file: File) -> FileObject:
+        return cls(
+            id=file.id,
+            bytes=file.bytes,
+            created_at=file.created_at,
+            expires_at=file.expires_at,
+            filename=file.filename,
+            purpose=file.purpose,
+            status=file.status,
+        )
+
+
+class FileDeleted(Identified):
+    """The answer to deleting a file."""
+
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True
+
+
+class RequestCounts(BaseModel):
+    """Requests of a batch. Those that never ran count only in the total."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class InputTokensDetails(BaseModel):
+    """How many of the input tokens were not computed again."""
+
+    cached_tokens: int
+
+
+class OutputTokensDetails(BaseModel):
+    """How many of the output tokens were reasoning."""
+
+    reasoning_tokens: int
+
+
+class BatchUsage(BaseModel):
+    """Tokens of the requests that have finished so far."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class BatchErrorObject(BaseModel):
+    """One thing that validation found; `line` is 1-based."""
+
+    code: str
+    line: int | None
+    message: str
+    param: str | None
+
+
+class BatchErrors(BaseModel):
+    """All that validation found."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchErrorObject]
+
+
+class BatchObject(Identified):
+    """A batch, as far as it has got."""
+
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    model: str | None
+    errors: BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: RequestCounts
+    usage: BatchUsage
+    metadata: dict[str, str] | None
+
+    @classmethod
+    def of(cls, batch: Batch) -> BatchObject:
+        at = batch.times.get
+        return cls(
+            id=batch.id,
+            endpoint=batch.endpoint,
+            model=batch.model or None,
+            errors=_errors(batch),
+            input_file_id=batch.input_file_id,
+            completion_window=batch.completion_window,
+            status=batch.status,
+            output_file_id=batch.output_file_id,
+            error_file_id=batch.error_file_id,
+            created_at=batch.created_at,
+            in_progress_at=at("in_progress_at"),
+            expires_at=batch.expires_at,
+            finalizing_at=at("finalizing_at"),
+            completed_at=at("completed_at"),
+            failed_at=at("failed_at"),
+            expired_at=at("expired_at"),
+            cancelling_at=at("cancelling_at"),
+            cancelled_at=at("cancelled_at"),
+            request_counts=_counts(batch),
+            usage=_usage(batch),
+            metadata=batch.metadata,
+        )
+
+
+def _errors(batch: Batch) -> BatchErrors | None:
+    if not batch.errors:
+        return None
+    found = [BatchErrorObject(code=e.code, line=e.line, message=e.message, param=e.param) for e in batch.errors]
+    return BatchErrors(data=found)
+
+
+def _counts(batch: Batch) -> RequestCounts:
+    return RequestCounts(total=batch.counts.total, completed=batch.counts.completed, failed=batch.counts.failed)
+
+
+def _usage(batch: Batch) -> BatchUsage:
+    usage = batch.usage
+    return BatchUsage(
+        input_tokens=usage.input_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
+        output_tokens=usage.output_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=usage.reasoning_tokens),
+        total_tokens=usage.input_tokens + usage.output_tokens,
+    )
+
+
+class ModelObject(Identified):
+    """A model that a live worker serves; prompt and answer together have at most `max_model_len` tokens."""
+
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "pressrun"
+    max_model_len: int
+
+    @classmethod
+    def of(cls, card: ModelCard) -> ModelObject:
+        return cls(id=card.id, created=card.created, max_model_len=card.max_model_len)
+
+
+class ModelList(BaseModel):
+    """All models; this list has no pages."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelObject]
+
+
+class JobResponse(BaseModel):
+    """What the request would have been answered with over HTTP."""
+
+    status_code: int
+    request_id: str
+    body: dict[str, Any]
+
+
+class JobError(BaseModel):
+    """Why there is no answer."""
+
+    code: str | None
+    message: str
+    param: str | None = None
+
+
+class JobObject(Identified):
+    """One request on its way.
+
+    `response` is there once it has run, well or not; `error` once it has ended without success.
+    """
+
+    object: Literal["job"] = "job"
+    status: JobStatus
+    endpoint: str
+    model: str | None
+    created_at: int
+    expires_at: int
+    finished_at: int | None
+    response: JobResponse | None
+    error: JobError | None
+
+
+class Health(BaseModel):
+    """Whether this server can do its work: `models` are served now, `active` batches and jobs have not ended."""
+
+    status: Literal["ok", "unavailable"]
+    version: str
+    redis: Literal["ok", "unreachable"]
+    models: list[str]
+    active: int | None

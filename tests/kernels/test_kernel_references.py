@@ -1,0 +1,84 @@
+"""The references, reached through the public functions as on any CPU, against plain formulas in float64."""
+
+import pytest
+import torch
+
+from pressrun.kernels import checks, kv_write, paged_attention, rms_norm, rotary, silu_mul
+from pressrun.kernels.checks import AttentionCase
+from pressrun.kernels.reference import paged_attention as reference
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+# Query and context tokens: decodes, a whole prompt, chunks, a row with nothing to do, lengths on and off page edges.
+MIXED_ROWS = ((1, 63), (5, 5), (7, 100), (1, 1), (0, 33), (1, 17), (40, 40), (1, 160), (2, 2), (63, 1000), (1, 1000))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_tokens", "size"), [(1, 576), (63, 1000), (7, 63)])
+def test_norms_match_the_formula(num_tokens: int, size: int, dtype: torch.dtype) -> None:
+    checks.check_rms_norm(rms_norm.rms_norm, rms_norm.add_rms_norm, num_tokens, size, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_tokens", "size"), [(1, 1536), (63, 1000), (7, 63)])
+def test_activation_matches_the_formula(num_tokens: int, size: int, dtype: torch.dtype) -> None:
+    checks.check_silu_mul(silu_mul.silu_mul, num_tokens, size, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_size", "pairs"), [(9, 3, 64, 32), (4, 4, 80, 16), (7, 1, 96, 48)])
+def test_rotation_matches_complex_multiplication(
+    heads: int, kv_heads: int, head_size: int, pairs: int, dtype: torch.dtype
+) -> None:
+    checks.check_rotary(rotary.rotary, 63, heads, kv_heads, head_size, pairs, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("page_size", [16, 48])
+def test_keys_and_values_land_in_their_slots_and_nowhere_else(page_size: int, dtype: torch.dtype) -> None:
+    checks.check_kv_write(kv_write.kv_write, 63, 3, 64, page_size, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 1, 16, 50])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_size", "page_size"), [(9, 3, 64, 16), (7, 1, 80, 48), (4, 4, 96, 32), (16, 2, 128, 16)]
+)
+def test_attention_of_mixed_rows_matches_dense_attention(
+    heads: int, kv_heads: int, head_size: int, page_size: int, window: int | None, dtype: torch.dtype
+) -> None:
+    case = AttentionCase(
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        page_size=page_size,
+        window=window,
+        rows=MIXED_ROWS,
+    )
+    checks.check_attention(paged_attention.paged_attention, case, dtype, "cpu")
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_decodes_worked_on_in_many_groups_match_dense_attention(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "GROUP_BYTES", 20_000)
+    rows = tuple((1, 1 + 7 * i % 90) for i in range(60))
+    case = AttentionCase(num_heads=4, num_kv_heads=2, head_size=16, window=window, rows=rows)
+    checks.check_attention(paged_attention.paged_attention, case, torch.float32, "cpu")
+
+
+def test_a_call_without_queries_returns_nothing() -> None:
+    case = AttentionCase(num_heads=4, num_kv_heads=2, head_size=16, rows=((0, 5), (0, 17)))
+    inputs = checks.attention_inputs(case, torch.float32, "cpu")
+    assert paged_attention.paged_attention(*inputs.arguments, scale=1.0).shape == (0, 4, 16)
+
+
+def test_a_check_sees_one_wrong_vector_and_one_that_is_missing() -> None:
+    exact = torch.randn(1000, 64, dtype=torch.float64)
+    checks.assert_close(exact.bfloat16(), exact, "rounded")
+    for damage in (1.1 * exact[500], torch.full((64,), float("nan"))):
+        damaged = exact.bfloat16()
+        damaged[500] = damage
+        with pytest.raises(AssertionError, match="relative error"):
+            checks.assert_close(damaged, exact, "damaged")

@@ -1,0 +1,250 @@
+"""From a file of prompts to every line answered, as a user drives it: `pressrun up`, the openai SDK, real weights.
+
+One service serves all tests here. The processes are killed under it, and it must come through.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from openai import APIConnectionError, NotFoundError, OpenAI
+
+CHAT = "/v1/chat/completions"
+MODEL = "smol"
+ENDED = ("completed", "failed", "expired", "cancelled")
+pytestmark = [pytest.mark.timeout(600)]
+
+
+class Service:
+    """`pressrun up` in a folder of its own, and the processes below it."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        settings = {
+            "DATA_DIR": folder,
+            "PORT": port,
+            "MODEL": model,
+            "SERVED_MODEL_NAME": MODEL,
+            "LEASE_S": 2,
+            "SHARD_LINES": 16,
+            "MAX_MODEL_LEN": 512,
+            "KV_CACHE_GB": 0.5,
+        }
+        environment = os.environ | {f"PRESSRUN_{name}": str(value) for name, value in settings.items()}
+        self.log = open(folder / "up.log", "wb")  # noqa: SIM115 (closed in stop)
+        command = [Path(sys.executable).parent / "pressrun", "up"]
+        self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
+        self.client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0)
+
+    def wait_until_ready(self, timeout_s: float = 90.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"pressrun up ended: {Path(self.log.name).read_text()}"
+            try:
+                if self.client.models.list().data:
+                    return
+            except APIConnectionError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(f"not ready: {Path(self.log.name).read_text()}")
+
+    def find(self, role: str) -> psutil.Process | None:
+        """The live process of a role: api, worker, or engine (the worker's child)."""
+        for child in psutil.Process(self.process.pid).children():
+            if role in child.cmdline():
+                return child
+            if role == "engine" and "worker" in child.cmdline():
+                engines = [one for one in child.children() if any("spawn_main" in word for word in one.cmdline())]
+                return engines[0] if engines else None
+        return None
+
+    def kill(self, role: str) -> None:
+        """SIGKILL, once there is something to kill."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            victim = self.find(role)
+            if victim is not None:
+                victim.kill()
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"no {role} process to kill")
+
+    def stop(self) -> list[int]:
+        """Stop as Ctrl-C does; the pids that were left behind."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=60)
+        self.log.close()
+        _, alive = psutil.wait_procs(below, timeout=5)
+        return [process.pid for process in alive]
+
+    # As a client
+
+    def upload(self, lines: list[Any]) -> str:
+        raw = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+        return self.client.files.create(file=("in.jsonl", io.BytesIO(raw)), purpose="batch").id
+
+    def create(self, lines: list[Any]) -> str:
+        return self.client.batches.create(input_file_id=self.upload(lines), endpoint=CHAT, completion_window="24h").id
+
+    def wait(self, batch_id: str, timeout_s: float = 300.0) -> Any:
+        """The ended batch; an API that is down for a moment is asked again."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                batch = self.client.batches.retrieve(batch_id)
+                if batch.status in ENDED:
+                    return batch
+            except APIConnectionError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(f"batch did not end: {Path(self.log.name).read_text()[-5000:]}")
+
+    def lines_of(self, file_id: str | None) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.client.files.content(file_id).text.splitlines()] if file_id else []
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Iterator[Service]:
+    service = Service(tmp_path_factory.mktemp("road"), smollm2)
+    try:
+        service.wait_until_ready()
+        yield service
+    finally:
+        left = service.stop()
+    assert left == [], Path(service.log.name).read_text()
+
+
+def ask(custom_id: str, text: str, **body: Any) -> dict[str, Any]:
+    default = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 16, "temperature": 0}
+    return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": default | body}
+
+
+def test_a_batch_of_questions_is_answered_line_by_line(service: Service) -> None:
+    batch = service.wait(service.create([ask("a", "What is the capital of France?"), ask("b", "Say hello.")]))
+    assert batch.status == "completed"
+    assert (batch.request_counts.total, batch.request_counts.completed) == (2, 2)
+    first, second = service.lines_of(batch.output_file_id)
+    assert (first["custom_id"], second["custom_id"]) == ("a", "b")
+    answer = first["response"]["body"]
+    assert "Paris" in answer["choices"][0]["message"]["content"]
+    assert first["error"] is None
+    assert first["response"]["status_code"] == 200
+    assert batch.usage.output_tokens == sum(
+        line["response"]["body"]["usage"]["completion_tokens"] for line in (first, second)
+    )
+
+
+def test_a_bad_request_fails_its_own_line_alone(service: Service) -> None:
+    lines = [
+        ask("good", "Say hello."),
+        ask("long", "word " * 600),
+        ask("room", "Say hello.", max_tokens=5000),
+        ask("unknown", "Say hello.", frobnicate=1),
+        ask("text", "Say hello.") | {"body": "text"},
+        ask("also good", "Say hello."),
+    ]
+    batch = service.wait(service.create(lines))
+    assert batch.status == "completed"
+    assert [line["custom_id"] for line in service.lines_of(batch.output_file_id)] == ["good", "also good"]
+    errors = {line["custom_id"]: line["response"] for line in service.lines_of(batch.error_file_id)}
+    assert list(errors) == ["long", "room", "unknown", "text"]
+    assert {response["status_code"] for response in errors.values()} == {400}
+    said = {name: response["body"]["error"] for name, response in errors.items()}
+    assert (said["long"]["code"], said["long"]["param"]) == ("context_length_exceeded", "messages")
+    assert said["room"]["param"] == "max_tokens"
+    assert (said["unknown"]["code"], said["unknown"]["param"]) == ("unknown_parameter", "frobnicate")
+    assert (said["text"]["code"], said["text"]["param"]) == ("invalid_type", "body")
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 4)
+
+
+def test_a_file_with_one_of_every_bad_line_fails_with_all_errors_and_their_lines(service: Service) -> None:
+    good = ask("a", "hi")
+    lines: list[Any] = [
+        good,
+        b"{nope",
+        *[{key: value for key, value in ask(f"no {name}", "hi").items() if key != name} for name in good],
+        ask("url", "hi") | {"url": "/v1/completions"},
+        ask("stream", "hi", stream=True),
+        ask("model", "hi", model="gpt-5"),
+        ask("no model", "hi", model=None),
+        ask("no messages", "hi", messages=None),
+        ask("a", "hi"),
+    ]
+    batch = service.wait(service.create(lines))
+    assert batch.status == "failed"
+    assert batch.failed_at is not None
+    assert [(e.line, e.code, e.param) for e in batch.errors.data] == [
+        (2, "invalid_json_line", None),
+        (3, "missing_required_parameter", "custom_id"),
+        (4, "missing_required_parameter", "method"),
+        (5, "missing_required_parameter", "url"),
+        (6, "missing_required_parameter", "body"),
+        (7, "invalid_url", "url"),
+        (8, "streaming_unsupported", "body.stream"),
+        (9, "model_not_found", "body.model"),
+        (10, "invalid_request", "body.model"),
+        (11, "invalid_request", "body.messages"),
+        (12, "duplicate_custom_id", "custom_id"),
+    ]
+
+
+def test_a_native_job_is_answered_at_once_and_polled(service: Service) -> None:
+    body = ask("x", "What is the capital of France?")["body"]
+    job = service.client.post("/jobs", body={"url": CHAT, "body": body}, cast_to=dict[str, Any])  # type: ignore[arg-type]
+    deadline = time.monotonic() + 60
+    while job["status"] not in ENDED and time.monotonic() < deadline:
+        time.sleep(0.1)
+        job = service.client.get(f"/jobs/{job['id']}", cast_to=dict[str, Any])  # type: ignore[arg-type]
+    assert job["status"] == "completed"
+    assert "Paris" in job["response"]["body"]["choices"][0]["message"]["content"]
+    with pytest.raises(NotFoundError) as caught:
+        service.client.post("/jobs", body={"url": CHAT, "body": body | {"model": "gpt-5"}}, cast_to=object)
+    assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("role", ["worker", "engine", "api"])
+def test_killing_a_process_at_random_moments_loses_and_repeats_nothing(service: Service, role: str) -> None:
+    chance = random.Random(f"kill {role}")
+    names = [f"line-{i}" for i in range(200)]
+    lines = [ask(name, f"Count from {i} to {i + 3}.", max_tokens=24, ignore_eos=True) for i, name in enumerate(names)]
+    lines[50] |= {"body": {"model": MODEL, "messages": [], "max_tokens": 1}}  # one that fails, among those that do not
+    batch_id = service.create(lines)
+    for _ in range(2):
+        time.sleep(chance.uniform(0.5, 3.0))
+        service.kill(role)
+    batch = service.wait(batch_id)
+    assert batch.status == "completed"
+    output, errors = service.lines_of(batch.output_file_id), service.lines_of(batch.error_file_id)
+    assert [line["custom_id"] for line in output] == names[:50] + names[51:]
+    assert [line["custom_id"] for line in errors] == [names[50]]
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (199, 1)
+    assert batch.usage.output_tokens == 199 * 24
+    service.wait_until_ready()
+
+
+def test_a_cancelled_batch_answers_every_line_once(service: Service) -> None:
+    names = [f"line-{i}" for i in range(400)]
+    batch_id = service.create([ask(name, "Tell me a long story.", max_tokens=200, ignore_eos=True) for name in names])
+    time.sleep(2.0)
+    service.client.batches.cancel(batch_id)
+    batch = service.wait(batch_id, timeout_s=60)
+    assert batch.status == "cancelled"
+    output, errors = service.lines_of(batch.output_file_id), service.lines_of(batch.error_file_id)
+    assert sorted(line["custom_id"] for line in output + errors) == sorted(names)
+    assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
