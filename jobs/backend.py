@@ -29,7 +29,7 @@ class Backend:
     store: Store
     shards: Shards
     blobs: Blobs
-    job_blobs: Blobs
+    job_blobs: RedisBlobs
 
     def blobs_of(self, batch: Batch) -> Blobs:
         """Where a batch's input and segments lie: native jobs keep theirs in Redis."""
@@ -57,6 +57,6 @@ def backend_on(settings: Settings, redis: Redis) -> Backend:
         store=store,
         shards=Shards(store),
         blobs=open_blobs(settings.blobs, redis),
-        # A job's blobs outlive its window and the time in which its answer can be polled.
+        # The blobs of a job whose submission or end broke off go by themselves.
         job_blobs=RedisBlobs(redis, ttl_s=DAY_S + settings.job_ttl_s),
     )

@@ -101,6 +101,12 @@ class EmbeddedValkey:
         """Stop the server with all its writes on disk, if it is ours to stop."""
         if self._owner is None:
             return
+        if not self.folder.exists() and self._child is not None:  # deleted under us: the locks are gone with it
+            self._child.terminate()
+            self._owner.close()
+            self._owner = None
+            self._reap()
+            return
         with self._decision():
             self._give_up()
 

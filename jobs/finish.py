@@ -52,40 +52,46 @@ def _renew(lock: Lock) -> None:
 def validate_batch(backend: Backend, batch_id: str) -> None:
     """Read a new batch's lines; let it run, or fail it with everything that is wrong."""
     with batch_lock(backend, batch_id) as lock:
-        if lock is None:
-            return
-        batch = backend.store.batch(batch_id)
-        if batch.status in ENDED or batch.num_shards:
-            return
-        blobs = backend.blobs_of(batch)
-        models = {card.id for card in backend.store.models()}
-        result = validate(
-            batch,
-            lambda: blobs.open(batch.input_blob),
-            models=models,
-            settings=backend.settings,
-            beat=lambda: _renew(lock),
-        )
-        if not result.errors:
-            backend.shards.begin(batch_id, result.shards, model=result.model, total=result.total)
-        elif batch.closing is None:
-            backend.store.fail(batch_id, result.errors, result.total)
-        else:
-            backend.store.move(batch_id, FINAL[batch.closing])  # Nothing in it could have run.
+        if lock is not None:
+            _validate(backend, batch_id, lock)
+
+
+def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
+    batch = backend.store.batch(batch_id)
+    if batch.status in ENDED or batch.num_shards:
+        return
+
+    def read() -> Iterator[bytes]:
+        for chunk in backend.blobs_of(batch).open(batch.input_blob):
+            _renew(lock)
+            yield chunk
+
+    models = {card.id for card in backend.store.models()}
+    result = validate(batch, read, models=models, settings=backend.settings)
+    if not result.errors:
+        backend.shards.begin(batch_id, result.shards, model=result.model, total=result.total)
+    else:
+        # One that is being wound up ends as what it was wound up for: nothing in it could have run.
+        to = "failed" if batch.closing is None else FINAL[batch.closing]
+        backend.store.fail(batch_id, result.errors, result.total, to=to)
 
 
 def seal_shard(backend: Backend, claim: Claim) -> None:
-    """Write a complete shard's lines to the blob store, let go of its spool, and end the batch if it was the last."""
-    batch, shard = claim.batch, claim.shard.index
-    lines = backend.shards.spool(batch.id, shard)
+    """Write a complete shard's lines to the blob store, let go of its spool, and end the batch if it was the last.
+
+    A shard that is not complete is left alone: someone else has sealed it, or a crash of Redis took back some of its
+    lines. Whoever claims it next runs what is missing.
+    """
+    batch, shard = claim.batch, claim.shard
+    lines = backend.shards.spool(batch.id, shard.index)
+    if len(lines) != shard.num_lines:
+        return
     blobs = backend.blobs_of(batch)
     sizes = {}
     for part in ("output", "error"):
         wanted = [data + b"\n" for code, data in lines if (code == "s") == (part == "output")]
-        sizes[part] = blobs.put(batch.segment_blob(shard, part), wanted) if wanted else 0
-    if len(lines) != claim.shard.num_lines:
-        return  # Someone else sealed it meanwhile, and its spool is gone: nothing that we wrote counts.
-    if backend.shards.seal(batch.id, shard, claim.owner, Segment(**sizes)) == "last":
+        sizes[part] = blobs.put(batch.segment_blob(shard.index, part), wanted) if wanted else 0
+    if backend.shards.seal(claim, Segment(**sizes)) == "last":
         end_batch(backend, batch.id)
 
 
@@ -96,7 +102,7 @@ def fill_shard(backend: Backend, batch_id: str, shard: int, code: str) -> None:
         return
     batch, geometry = claim.batch, claim.shard
     chunks = backend.blobs_of(batch).open(batch.input_blob, geometry.offset, geometry.size)
-    lines = read_requests(chunks, first=geometry.first_line, longest=backend.settings.max_line_bytes)
+    lines = read_requests(chunks, first=geometry.first_line, longest=geometry.size)
     missing = tuple(never_ran(line, code) for line in lines if line.index not in claim.done)
     for start in range(0, len(missing), FILL_LINES):
         commit = ShardCommit(
@@ -112,27 +118,33 @@ def fill_shard(backend: Backend, batch_id: str, shard: int, code: str) -> None:
 
 def wind_up(backend: Backend, batch_id: str) -> None:
     """Bring a cancelled or expired batch to its end: every line that did not run is filled in."""
-    batch = backend.store.batch(batch_id)
-    if not batch.num_shards:
-        validate_batch(backend, batch_id)
-    for shard in backend.shards.unsealed(batch_id):
-        fill_shard(backend, batch_id, shard, f"batch_{batch.closing}")
-    end_batch(backend, batch_id)
+    with batch_lock(backend, batch_id) as lock:
+        if lock is None:
+            return
+        _validate(backend, batch_id, lock)
+        batch = backend.store.batch(batch_id)
+        for shard in backend.shards.unsealed(batch_id):
+            _renew(lock)
+            fill_shard(backend, batch_id, shard, f"batch_{batch.closing}")
+        _end(backend, batch_id, lock)
 
 
 def end_batch(backend: Backend, batch_id: str) -> None:
     """Join the segments of a batch whose shards are all sealed, publish its files, and clean up behind it."""
     with batch_lock(backend, batch_id) as lock:
-        if lock is None:
+        if lock is not None:
+            _end(backend, batch_id, lock)
+
+
+def _end(backend: Backend, batch_id: str, lock: Lock) -> None:
+    batch = backend.store.batch(batch_id)
+    if batch.status in ("finalizing", "cancelling"):
+        segments = backend.shards.segments(batch_id)
+        if not batch.num_shards or len(segments) < batch.num_shards:
             return
-        batch = backend.store.batch(batch_id)
-        if batch.status in ("finalizing", "cancelling"):
-            segments = backend.shards.segments(batch_id)
-            if len(segments) < batch.num_shards:
-                return
-            files = {} if batch.kind == "job" else _publish(backend, batch, segments, lock)
-            backend.store.move(batch_id, FINAL[batch.closing], **files)
-        _clean(backend, backend.store.batch(batch_id))
+        files = {} if batch.kind == "job" else _publish(backend, batch, segments, lock)
+        backend.store.move(batch_id, FINAL[batch.closing], **files)
+    _clean(backend, backend.store.batch(batch_id))
 
 
 def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]], lock: Lock) -> dict[str, str]:
@@ -166,9 +178,15 @@ def _clean(backend: Backend, batch: Batch) -> None:
     if batch.status not in ENDED:
         return
     if batch.kind == "job":
-        backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)
+        backend.job_blobs.delete(batch.input_blob)
     else:
+        # If a crash of Redis took the end back, the batch would be ended again, from segments that are gone.
+        backend.store.make_durable()
         for key in backend.blobs.list(f"segments/{batch.id}"):
             backend.blobs.delete(key)
     backend.shards.drop(batch.id)
+    if batch.kind == "job":
+        backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)
+        for part in ("output", "error"):
+            backend.job_blobs.keep(batch.segment_blob(0, part), backend.settings.job_ttl_s)
     backend.store.forget_active(batch.id)

@@ -39,6 +39,7 @@ def user_error(errors: Sequence[Mapping[str, Any]], *, skip: int = 0) -> UserErr
     if kind == "missing":
         return UserError(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     if kind == "extra_forbidden":
+        param = ".".join(part for part in (dotted(first["loc"][skip:-1]), str(first["loc"][-1])) if part)
         return UserError(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
     if kind in _EXPECTED:
         return invalid_type(param, _EXPECTED[kind], value)
@@ -54,6 +55,15 @@ def invalid_type(param: str | None, expected: str, value: object) -> UserError:
     return UserError(message, param=param, code="invalid_type")
 
 
+def whole_text(value: str) -> str:
+    """The same string. ValueError for half of a surrogate pair, which JSON can escape but UTF-8 cannot carry."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half of a surrogate pair") from error
+    return value
+
+
 def dotted(location: Sequence[int | str]) -> str | None:
     """`("messages", 0, "content")` as `messages[0].content`; names of union members are not part of it."""
     name = ""
@@ -65,6 +75,10 @@ def dotted(location: Sequence[int | str]) -> str | None:
     return name or None
 
 
-def _rank(error: Mapping[str, Any]) -> tuple[int, int]:
-    """Unknown parameters are a detail beside a missing or mistyped one; of a union's findings the deepest says most."""
-    return (error["type"] == "extra_forbidden", -len(error["loc"]))
+def _rank(error: Mapping[str, Any]) -> tuple[bool, bool, int, bool]:
+    """Unknown parameters are a detail beside a missing or mistyped one; of a union's findings the deepest says most.
+
+    Where it fits the type of one member, what that member finds counts.
+    """
+    kind = str(error["type"])
+    return (kind == "extra_forbidden", kind != "too_long", -len(error["loc"]), kind in _EXPECTED)

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 from redis import Redis
 from rq import Queue
-from rq.intermediate_queue import IntermediateQueue
+from rq.executions import Execution
 from rq.job import Job
+from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from .records import BatchKind
@@ -57,15 +58,23 @@ def queued_job_ids(redis: Redis, kind: BatchKind) -> set[str]:
 
 
 def forget_shards(redis: Redis, kind: BatchKind, batch_id: str, shards: Iterable[int]) -> None:
-    """Take shards out of RQ wherever they are, so that they can be queued afresh or never."""
+    """Take shards out of RQ wherever they are, so that they can be queued afresh or never.
+
+    Not by `Job.delete`: that raises where a dead worker's execution has expired but is still named by a registry.
+    """
     queue = rq_queue(redis, QUEUE_OF[kind])
-    intermediate = IntermediateQueue.get_intermediate_queue_key(queue.key)
-    ids = [rq_job_id(batch_id, shard) for shard in shards]
-    jobs = Job.fetch_many(ids, connection=redis, serializer=JSONSerializer)
+    jobs = [Job(rq_job_id(batch_id, shard), connection=redis, serializer=JSONSerializer) for shard in shards]
     pipe = redis.pipeline(transaction=False)
-    for rq_id, job in zip(ids, jobs, strict=True):
-        pipe.lrem(intermediate, 0, rq_id)
-        pipe.lrem(queue.key, 0, rq_id)
-        if job is not None:
-            job.delete(pipeline=pipe, remove_from_queue=False)
+    for job in jobs:
+        pipe.zrange(job.execution_registry.key, 0, -1)
+    for job, execution_ids in zip(jobs, pipe.execute(), strict=True):
+        executions = [Execution(raw.decode(), job.id, connection=redis) for raw in execution_ids]
+        for execution in executions:
+            pipe.zrem(queue.started_job_registry.key, execution.composite_key)
+        for registry in (queue.failed_job_registry, queue.finished_job_registry):
+            pipe.zrem(registry.key, job.id)
+        for key in (queue.key, queue.intermediate_queue_key):
+            pipe.lrem(key, 0, job.id)
+        kept = (job.key, job.dependents_key, job.dependencies_key, job.execution_registry.key, Result.get_key(job.id))  # type: ignore[no-untyped-call]
+        pipe.delete(*kept, *(execution.key for execution in executions))
     pipe.execute()

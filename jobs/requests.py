@@ -7,12 +7,12 @@ taken and ignored. Knows nothing of models: whether a prompt fits is the worker'
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import UserError
-from .invalid import invalid_type, user_error
+from .invalid import invalid_type, user_error, whole_text
 from .records import CHAT, COMPLETIONS
 
 UNBUILT = {
@@ -20,8 +20,15 @@ UNBUILT = {
     "parallel_tool_calls", "prediction", "prompt_logprobs", "reasoning_effort", "structured_outputs", "suffix",
     "tool_choice", "tools", "verbosity", "web_search_options",
 }  # fmt: skip
-Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
-TokenId = Annotated[int, Field(ge=0)]
+MAX_INT = 2**31 - 1  # What an engine's arrays hold.
+MAX_PROMPTS = 2048
+Text = Annotated[str, AfterValidator(whole_text)]
+Stop = Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=16)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+# The first finding is enough: a line of a million wrong elements must not become a million findings.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+T = TypeVar("T")
+Prompts = Annotated[list[T], Field(max_length=MAX_PROMPTS, fail_fast=True)]
 
 
 class _Strict(BaseModel):
@@ -32,15 +39,15 @@ class TextPart(_Strict):
     """One piece of a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
+    name: Text | None = None
 
     @property
     def text(self) -> str:
@@ -59,7 +66,7 @@ class Sampled(_Strict):
     """What chat and completions have in common."""
 
     model: str
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=128)
@@ -70,12 +77,12 @@ class Sampled(_Strict):
     stream: bool = False
     user: str | None = None
 
-    top_k: int = Field(0, ge=-1)
+    top_k: int = Field(0, ge=-1, le=MAX_INT)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0, le=10)
-    min_tokens: int = Field(0, ge=0)
+    min_tokens: int = Field(0, ge=0, le=MAX_INT)
     ignore_eos: bool = False
-    stop_token_ids: list[TokenId] = Field([], max_length=128)
+    stop_token_ids: TokenIds = Field([], max_length=128)
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -94,8 +101,8 @@ class Sampled(_Strict):
 class ChatCompletionRequest(Sampled):
     """The body of `/v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
@@ -120,7 +127,7 @@ class ChatCompletionRequest(Sampled):
 class CompletionRequest(Sampled):
     """The body of `/v1/completions`."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Text | Prompts[Text] | TokenIds | Prompts[TokenIds]
     logprobs: int | None = Field(None, ge=0, le=5)
 
     @field_validator("prompt")

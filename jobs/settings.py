@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingsError
 
@@ -79,6 +79,13 @@ class Settings(BaseSettings):
         0.9, gt=0, le=1, description="Share of the GPU's memory that the engine may fill."
     )
     seed: int = Field(0, ge=0, description="Seed of draws whose request names none.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_settings` gives: it has read the environment, and refused what it does not know."""
+        return (init_settings,)
 
     @field_validator("data_dir")
     @classmethod

@@ -2,20 +2,21 @@
 
 A shard is in exactly one of `waiting` (to be fed), `queued` (fed to RQ), `leased` (claimed) and `sealed`. The claim's
 owner id fences every write: whoever has lost the shard can neither commit, nor renew, nor seal. A line enters the
-spool once (`HSETNX`), and the counters are incremented in the same script by exactly what was written.
-Knows nothing of RQ, blobs or what a line says.
+spool once (`HSETNX`), and the counters are incremented in the same script by exactly what was written. Leases are told
+by Redis' clock, so that hosts need not agree on theirs. Knows nothing of RQ, blobs or what a line says.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from redis.client import Pipeline
 
 from .ids import owner_id
-from .records import Claim, LineResult, Outcome, Segment, Shard, ShardCommit
+from .records import BatchStatus, Claim, Closing, LineResult, Outcome, Segment, Shard, ShardCommit
 from .store import Store, _text, batch_key
 
 CommitReply = Literal["ok", "complete", "lost"]
@@ -28,6 +29,17 @@ _PARTS = ("shards", "waiting", "queued", "leased", "owners", "attempts", "sealed
 def _keys(batch_id: str, *parts: str) -> list[str]:
     base = batch_key(batch_id)
     return [base if part == "batch" else f"{base}:{part}" for part in parts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tended:
+    """How a batch stands: `back` lost their worker and wait again; `spent` are not to be tried any more."""
+
+    status: BatchStatus
+    closing: Closing | None
+    expires_at: int
+    back: tuple[int, ...]
+    spent: tuple[int, ...]
 
 
 class Shards:
@@ -44,7 +56,7 @@ class Shards:
         """Write down a validated batch's shards and let it run. A second time changes nothing."""
         draft = owner_id()
         shards_draft, waiting_draft = _keys(batch_id, f"shards:{draft}", f"waiting:{draft}")
-        pipe = self.redis.pipeline(transaction=False)
+        pipe = self.redis.pipeline(transaction=True)  # Drafts without their expiry would stay for ever.
         for start in range(0, len(shards), 1000):
             part = shards[start : start + 1000]
             fields: dict[Any, Any] = {str(s.index): f"{s.first_line}:{s.num_lines}:{s.offset}:{s.size}" for s in part}
@@ -56,21 +68,30 @@ class Shards:
         keys = [*_keys(batch_id, "batch", "shards", "waiting"), shards_draft, waiting_draft]
         self.scripts["begin"](keys=keys, args=[int(time.time()), total, len(shards), model])
 
-    def feed(self, batch_id: str, window: int) -> list[int]:
-        """Move waiting shards to queued until `window` are queued; the caller puts them into RQ."""
-        keys = _keys(batch_id, "batch", "waiting", "queued")
-        return [int(raw) for raw in self.scripts["feed"](keys=keys, args=[window, time.time()])]
+    def feed(self, batch_ids: Sequence[str], window: int) -> list[list[int]]:
+        """Move waiting shards to queued until `window` of a batch are queued; the caller puts them into RQ."""
+        pipe = self.redis.pipeline(transaction=False)
+        for batch_id in batch_ids:
+            self._run("feed", pipe, _keys(batch_id, "batch", "waiting", "queued"), [window])
+        return [[int(raw) for raw in reply] for reply in pipe.execute()]
 
-    def queued_before(self, batch_id: str, moment: float) -> list[int]:
-        """Shards that were fed before `moment` and have not been claimed since."""
-        (key,) = _keys(batch_id, "queued")
-        return [int(_text(raw)) for raw in self.redis.zrangebyscore(key, "-inf", moment)]
+    def tend(self, batch_ids: Sequence[str], max_attempts: int) -> list[Tended | None]:
+        """Put shards with a lapsed lease back in line, and say how the batches stand; None where there is none."""
+        pipe = self.redis.pipeline(transaction=False)
+        for batch_id in batch_ids:
+            self._run("tend", pipe, _keys(batch_id, "batch", "waiting", "leased", "owners", "attempts"), [max_attempts])
+        return [None if reply is None else _tended(*reply) for reply in pipe.execute()]
 
-    def reclaim(self, batch_id: str, lost: Iterable[int] = (), *, now: float | None = None) -> list[int]:
-        """Put shards with a lapsed lease, and the queued ones named `lost`, back in line."""
-        keys = _keys(batch_id, "waiting", "queued", "leased", "owners")
-        args = [time.time() if now is None else now, *lost]
-        return [int(raw) for raw in self.scripts["reclaim"](keys=keys, args=args)]
+    def queued(self, batch_ids: Sequence[str]) -> list[list[int]]:
+        """Shards that were fed and have not been claimed since."""
+        pipe = self.redis.pipeline(transaction=False)
+        for batch_id in batch_ids:
+            pipe.zrange(_keys(batch_id, "queued")[0], 0, -1)
+        return [[int(raw) for raw in reply] for reply in pipe.execute()]
+
+    def requeue(self, batch_id: str, lost: Iterable[int]) -> list[int]:
+        """Put queued shards that RQ has lost back in line; those that were claimed meanwhile stay where they are."""
+        return [int(raw) for raw in self.scripts["requeue"](keys=_keys(batch_id, "waiting", "queued"), args=[*lost])]
 
     def num_leased(self, batch_id: str) -> int:
         """How many shards workers have in hand."""
@@ -98,7 +119,7 @@ class Shards:
             *_keys(batch_id, "batch", "shards", "waiting", "queued", "leased", "owners", "attempts", "sealed"),
             *_keys(batch_id, f"spool:{shard}"),
         ]
-        args: list[Any] = [shard, owner, time.time() + lease_s, int(winding_up)]
+        args: list[Any] = [shard, owner, lease_s, int(winding_up)]
         reply = self.scripts["claim"](keys=keys, args=args)
         if reply is None:
             return None
@@ -116,7 +137,7 @@ class Shards:
         pipe = self.redis.pipeline(transaction=False)
         for claim in claims:
             keys = _keys(claim.batch.id, "batch", "leased", "owners")
-            self._run("hold", pipe, keys, [claim.shard.index, claim.owner, time.time() + lease_s])
+            self._run("hold", pipe, keys, [claim.shard.index, claim.owner, lease_s])
         return [reply == 1 for reply in pipe.execute()]
 
     def release(self, claim: Claim, *, count_attempt: bool) -> bool:
@@ -145,10 +166,12 @@ class Shards:
         lines = sorted((int(index), value) for index, value in spool.items())
         return [(value[:1].decode(), value[1:]) for _, value in lines]
 
-    def seal(self, batch_id: str, shard: int, owner: str, segment: Segment) -> SealReply:
+    def seal(self, claim: Claim, segment: Segment) -> SealReply:
         """Note that the shard's segment is in the blob store, and drop the spool."""
-        keys = _keys(batch_id, "batch", "leased", "owners", "attempts", "sealed", f"spool:{shard}")
-        args: list[Any] = [shard, owner, f"{segment.output}:{segment.error}", int(time.time())]
+        shard = claim.shard
+        keys = _keys(claim.batch.id, "batch", "leased", "owners", "attempts", "sealed", f"spool:{shard.index}")
+        sizes = f"{segment.output}:{segment.error}"
+        args: list[Any] = [shard.index, claim.owner, shard.num_lines, sizes, int(time.time())]
         return _text(self.scripts["seal"](keys=keys, args=args))  # type: ignore[return-value]
 
     def segments(self, batch_id: str) -> list[tuple[int, Segment]]:
@@ -164,6 +187,16 @@ class Shards:
 
     def _run(self, name: str, pipe: Pipeline, keys: list[str], args: list[Any]) -> None:
         self.scripts[name](keys=keys, args=args, client=pipe)
+
+
+def _tended(status: bytes, closing: bytes, expires_at: bytes, back: list[Any], spent: list[Any]) -> Tended:
+    return Tended(
+        status=_text(status),  # type: ignore[arg-type]
+        closing=_text(closing) or None,  # type: ignore[arg-type]
+        expires_at=int(expires_at),
+        back=tuple(map(int, back)),
+        spent=tuple(map(int, spent)),
+    )
 
 
 def _line_args(result: LineResult) -> tuple[Any, ...]:

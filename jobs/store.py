@@ -8,7 +8,7 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | `pressrun:file:{id}` | a file's fields |
 | `pressrun:files`, `pressrun:batches` | ids in order of creation |
 | `pressrun:file-expiry` | file ids by the time they expire |
-| `pressrun:active` | batches and jobs that have not ended, by deadline |
+| `pressrun:active:batch`, `:job` | batches and jobs that have not ended, by deadline |
 | `pressrun:{id}` | a batch: its fields, status and counters |
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
 """
@@ -28,9 +28,10 @@ from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from .errors import Conflict, NotFound, StoreUnavailable
-from .records import ENDED, MOVES, Batch, BatchError, BatchStatus, Counts, File, ModelCard, Page, Usage
+from .records import ENDED, MOVES, Batch, BatchError, BatchKind, BatchStatus, Counts, File, ModelCard, Page, Usage
 
-FILES, BATCHES, ACTIVE, MODELS = "pressrun:files", "pressrun:batches", "pressrun:active", "pressrun:models"
+FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
+ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
 FILE_EXPIRY, SEQUENCE = "pressrun:file-expiry", "pressrun:sequence"
 MODEL_TTL_S = 30
 DURABLE_WAIT_MS = 3000  # Less than the connection's own time-out of 5 s.
@@ -110,14 +111,27 @@ class Store:
         files, now = [_file(fields) for fields in pipe.execute() if fields], time.time()
         return [file for file in files if file.expires_at is None or file.expires_at > now]
 
-    def delete_file(self, file_id: str) -> None:
-        """Forget a file, or raise NotFound. Its bytes are the caller's to delete."""
-        if not self.redis.delete(f"pressrun:file:{file_id}"):
+    def retire_file(self, file_id: str) -> None:
+        """Make a file expire now, or raise NotFound. Its bytes are the caller's to delete."""
+        if not self.scripts["retire"](keys=[f"pressrun:file:{file_id}", FILE_EXPIRY], args=[file_id, int(time.time())]):
             raise NotFound(f"No such File object: {file_id}", param="id")
-        self.redis.zrem(FILES, file_id)
-        self.redis.zrem(FILE_EXPIRY, file_id)
 
-    def expired_files(self, now: float, limit: int = 100) -> list[str]:
+    def forget_file(self, file_id: str) -> None:
+        """Drop what is known of a file. Harmless where nothing is."""
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.delete(f"pressrun:file:{file_id}")
+        pipe.zrem(FILES, file_id)
+        pipe.zrem(FILE_EXPIRY, file_id)
+        pipe.execute()
+
+    def inputs_in_use(self) -> set[str]:
+        """Ids of the files that batches which have not ended are made of."""
+        pipe = self.redis.pipeline(transaction=False)
+        for batch_id in self.active("batch"):
+            pipe.hget(batch_key(batch_id), "input_file_id")
+        return {_text(raw) for raw in pipe.execute() if raw}
+
+    def expired_files(self, now: float, limit: int = 1000) -> list[str]:
         """Ids of files whose time has come."""
         return [_text(raw) for raw in self.redis.zrangebyscore(FILE_EXPIRY, "-inf", now, start=0, num=limit)]
 
@@ -125,14 +139,17 @@ class Store:
 
     def create_batch(self, batch: Batch) -> None:
         """Write a new batch; on return it survives the death of this process and of Redis' (where AOF is on)."""
-        fields = _batch_fields(batch)
+        listed = batch.kind == "batch"
+        place: Any = self.redis.incr(SEQUENCE) if listed else None
         pipe = self.redis.pipeline(transaction=False)
-        pipe.hset(batch_key(batch.id), mapping=fields)
-        pipe.zadd(ACTIVE, {batch.id: batch.expires_at})
+        pipe.hset(batch_key(batch.id), mapping=_batch_fields(batch))
+        if listed:
+            pipe.zadd(BATCHES, {batch.id: place}, nx=True)
+        # Last: what is found here runs.
+        pipe.zadd(ACTIVE[batch.kind], {batch.id: batch.expires_at})
         pipe.execute()
-        if batch.kind == "batch":
-            self.redis.zadd(BATCHES, {batch.id: self.redis.incr(SEQUENCE)}, nx=True)
-            self._make_durable()
+        if listed:
+            self.make_durable()
 
     def batch(self, batch_id: str) -> Batch:
         """The batch or job, or NotFound."""
@@ -149,13 +166,14 @@ class Store:
             pipe.hgetall(batch_key(batch_id))
         return Page(items=[_batch(fields) for fields in pipe.execute() if fields], has_more=len(ids) > limit)
 
-    def active(self) -> list[str]:
-        """Ids of batches and jobs that have not ended, nearest deadline first."""
-        return [_text(raw) for raw in self.redis.zrange(ACTIVE, 0, -1)]
+    def active(self, kind: BatchKind) -> list[str]:
+        """Ids of the batches or jobs that have not ended, nearest deadline first."""
+        return [_text(raw) for raw in self.redis.zrange(ACTIVE[kind], 0, -1)]
 
     def forget_active(self, batch_id: str) -> None:
-        """An ended batch needs no more care."""
-        self.redis.zrem(ACTIVE, batch_id)
+        """An ended batch or job needs no more care."""
+        for key in ACTIVE.values():
+            self.redis.zrem(key, batch_id)
 
     def move(self, batch_id: str, to: BatchStatus, **fields: str) -> bool:
         """Move a batch along `MOVES`, writing `fields` with it. False if it was in a status that forbids it."""
@@ -175,20 +193,21 @@ class Store:
             raise Conflict(f"Cannot cancel a {batch.kind} with status '{batch.status}'.")
         return batch
 
-    def fail(self, batch_id: str, errors: Iterable[BatchError], total: int) -> None:
+    def fail(self, batch_id: str, errors: Iterable[BatchError], total: int, *, to: BatchStatus = "failed") -> None:
         """End a batch whose input cannot be run."""
         text = json.dumps([asdict(error) for error in errors])
-        self.move(batch_id, "failed", errors=text, total=str(total))
+        self.move(batch_id, to, errors=text, total=str(total))
 
     def request_stats(self) -> dict[str, int]:
         """Numbers for /health: what is known and not yet ended."""
-        return {"active": self.redis.zcard(ACTIVE), "batches": self.redis.zcard(BATCHES)}
+        active = sum(self.redis.zcard(key) for key in ACTIVE.values())
+        return {"active": active, "batches": self.redis.zcard(BATCHES)}
 
     # Models
 
     def touch_model(self, card: ModelCard) -> None:
         """Say that a worker serves a model, for the next `MODEL_TTL_S` seconds."""
-        self.redis.hset(MODELS, card.worker, json.dumps([time.time(), asdict(card)]))
+        self.redis.hset(MODELS, card.worker, json.dumps([self._now(), asdict(card)]))
 
     def forget_model(self, worker: str) -> None:
         """Say that a worker serves nothing any more."""
@@ -197,9 +216,10 @@ class Store:
     def models(self) -> list[ModelCard]:
         """One card for every model that a live worker serves."""
         cards: dict[str, ModelCard] = {}
+        now = self._now()
         for worker, raw in sorted(self.redis.hgetall(MODELS).items()):
             seen, fields = json.loads(raw)
-            if seen < time.time() - MODEL_TTL_S:
+            if seen < now - MODEL_TTL_S:
                 self.redis.hdel(MODELS, worker)
                 continue
             card = ModelCard(**fields)
@@ -217,7 +237,12 @@ class Store:
         raw = self.redis.zrange(key, start, end, desc=newest_first, byscore=True, offset=0, num=limit)
         return [_text(item) for item in raw]
 
-    def _make_durable(self) -> None:
+    def _now(self) -> float:
+        """The time by Redis' clock, which is the same for all hosts."""
+        seconds, micros = self.redis.time()
+        return float(seconds) + micros / 1_000_000
+
+    def make_durable(self) -> None:
         """Wait until Redis has what was written on disk. A server that keeps no AOF promises only what it keeps."""
         pipe = self.redis.pipeline(transaction=False)
         pipe.incr(SEQUENCE)  # WAITAOF speaks of the connection's own writes; this one follows all of ours.

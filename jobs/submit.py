@@ -14,7 +14,7 @@ from typing import Any
 from . import ids
 from .backend import Backend
 from .errors import BlobMissing, NotFound, UserError
-from .invalid import invalid_type
+from .invalid import invalid_type, whole_text
 from .queue import enqueue_shards
 from .records import ENDED, ENDPOINTS, Batch, Counts, File, Shard
 from .requests import parse_body
@@ -25,7 +25,7 @@ JOB_WINDOW = "24h"
 MIN_WINDOW_S, MAX_WINDOW_S = 60, 30 * 86400
 MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 86400
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_WINDOW = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
+_WINDOW = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+", re.ASCII)
 
 
 def create_file(
@@ -70,9 +70,18 @@ def create_file(
 
 
 def delete_file(backend: Backend, file_id: str) -> None:
-    """Forget a file and its bytes."""
-    backend.store.delete_file(file_id)
-    backend.blobs.delete(f"files/{file_id}")
+    """Make a file unknown to clients, now. Its bytes stay as long as a batch needs them that is made of it."""
+    backend.store.retire_file(file_id)
+    sweep_files(backend, [file_id])
+
+
+def sweep_files(backend: Backend, expired: Iterable[str]) -> None:
+    """Delete the bytes of expired files, but of those that a batch still needs. May be done twice."""
+    in_use = backend.store.inputs_in_use()
+    for file_id in expired:
+        if file_id not in in_use:
+            backend.blobs.delete(f"files/{file_id}")
+            backend.store.forget_file(file_id)
 
 
 def create_batch(
@@ -129,9 +138,10 @@ def create_job(backend: Backend, *, url: str, body: object) -> Batch:
     )
     backend.job_blobs.put(job.input_blob, [line])
     backend.store.create_batch(job)
+    backend.job_blobs.keep(job.input_blob)  # Until it ends, however long its workers are away.
     shard = Shard(index=0, first_line=0, num_lines=1, offset=0, size=len(line))
     backend.shards.begin(job_id, [shard], model=request.model, total=1)
-    enqueue_shards(backend.redis, "job", job_id, backend.shards.feed(job_id, 1))
+    enqueue_shards(backend.redis, "job", job_id, *backend.shards.feed([job_id], 1))
     return backend.store.batch(job_id)
 
 
@@ -193,12 +203,10 @@ def check_metadata(metadata: object) -> dict[str, str] | None:
         param = f"metadata.{key}"
         if not isinstance(value, str):
             raise invalid_type(param, "a string", value)
-        if not _is_text(key) or not _is_text(value):
-            raise UserError(
-                "Invalid 'metadata': it holds half of a surrogate pair.",
-                param="metadata",
-                code="invalid_value",
-            )
+        try:
+            whole_text(key + value)
+        except ValueError as error:
+            raise UserError(f"Invalid 'metadata': {error}.", param="metadata", code="invalid_value") from error
         if len(key) > 64:
             raise UserError(
                 "Invalid 'metadata': a key is longer than 64 characters.", param=param, code="invalid_value"
@@ -207,15 +215,6 @@ def check_metadata(metadata: object) -> dict[str, str] | None:
             message = f"Invalid '{param}': string too long. Expected at most 512 characters, but got {len(value)}."
             raise UserError(message, param=param, code="string_above_max_length")
     return dict(metadata)
-
-
-def _is_text(value: str) -> bool:
-    """False for a string with a lone surrogate, which JSON can escape but UTF-8 cannot carry."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _batch_input(backend: Backend, file_id: str) -> File:

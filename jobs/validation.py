@@ -21,7 +21,8 @@ from .settings import Settings
 
 MAX_ERRORS = 1000
 MAX_SHARD_BYTES = 4 * 2**20
-BEAT_LINES = 1000
+MAX_DEPTH = 200  # Of nested arrays and objects: far below what Python's parser takes, wherever it is called from.
+MAX_MESSAGE = 500
 REQUIRED = ("custom_id", "method", "url", "body")
 DUPLICATE = (
     "The custom_id for this request is a duplicate of another request. "
@@ -51,6 +52,8 @@ class _Findings:
     model: str | None = None
 
     def add(self, line: int | None, code: str, message: str, param: str | None = None) -> None:
+        # What it quotes may be of any size, and half of a surrogate pair that no encoding can carry.
+        message = message[:MAX_MESSAGE].encode(errors="backslashreplace").decode()
         self.errors.append(BatchError(code=code, message=message, line=line, param=param))
 
 
@@ -60,12 +63,11 @@ def validate(
     *,
     models: set[str],
     settings: Settings,
-    beat: Callable[[], None] = lambda: None,
 ) -> Validated:
-    """Check all lines of `batch`; `read` opens its input, `models` are served now, `beat` is called on the way."""
+    """Check all lines of `batch`; `read` opens its input, `models` are served now."""
     found, total = _Findings(), 0
     try:
-        total = _scan(batch, read(), models, settings, found, beat)
+        total = _scan(batch, read(), models, settings, found)
     except BlobMissing:
         found.add(None, "invalid_request", f"Cannot find file {batch.input_file_id}.", "file_id")
     except UserError as error:
@@ -91,12 +93,9 @@ def _scan(
     models: set[str],
     settings: Settings,
     found: _Findings,
-    beat: Callable[[], None],
 ) -> int:
     total = first = start = 0
     for number, (offset, raw) in enumerate(split_lines(chunks, longest=settings.max_line_bytes), start=1):
-        if number % BEAT_LINES == 0:
-            beat()
         if not raw.strip():
             continue
         if total == settings.max_batch_lines:
@@ -173,19 +172,24 @@ def _check_body(batch: Batch, body: dict[str, Any], number: int, models: set[str
 
 
 def _duplicates(read: Reader, hashes: array[int], settings: Settings) -> Iterator[BatchError]:
-    """The second and later lines of every custom_id that comes more than once."""
+    """The second and later lines of every custom_id that comes more than once, among the lines that were scanned."""
     ordered = sorted(hashes)
     suspects = {one for one, two in pairwise(ordered) if one == two}
-    seen: set[str] = set()
     if not suspects:
         return
+    seen: set[str] = set()
+    left = len(hashes)
     for number, (_, raw) in enumerate(split_lines(read(), longest=settings.max_line_bytes), start=1):
-        custom_id = (parse_object(raw) or {}).get("custom_id")
-        if not isinstance(custom_id, str) or _hash(custom_id) not in suspects:
+        custom_id = (parse_object(raw) or {}).get("custom_id") if len(raw) <= settings.max_line_bytes else None
+        if not isinstance(custom_id, str):
             continue
         if custom_id in seen:
             yield BatchError(code="duplicate_custom_id", message=DUPLICATE, line=number, param="custom_id")
-        seen.add(custom_id)
+        if _hash(custom_id) in suspects:
+            seen.add(custom_id)
+        left -= 1
+        if not left:
+            return  # What comes after may be what the scan stopped at.
 
 
 def _hash(custom_id: str) -> int:
@@ -194,12 +198,25 @@ def _hash(custom_id: str) -> int:
 
 
 def parse_object(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object in `raw`, or None: strict JSON in UTF-8, nothing else."""
+    """The JSON object in `raw`, or None: strict JSON in UTF-8, not nested too deep, nothing else."""
     try:
         value = json.loads(raw.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    if not isinstance(value, dict) or (raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(value)):
+        return None
+    return value
+
+
+def _is_deep(value: dict[str, Any]) -> bool:
+    """Whether more than `MAX_DEPTH` arrays and objects lie in one another."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (child for one in level for child in (one.values() if isinstance(one, dict) else one))
+        level = [child for child in inner if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
 
 from redis.exceptions import RedisError
 
 from ..jobs.backend import Backend
-from ..jobs.errors import NotFound
 from ..jobs.finish import end_batch, fill_shard, validate_batch, wind_up
 from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_id
-from ..jobs.records import ENDED, Batch, BatchKind
-from ..jobs.submit import delete_file
+from ..jobs.records import ENDED, BatchKind
+from ..jobs.shards import Tended
+from ..jobs.submit import sweep_files
 
 log = logging.getLogger(__name__)
 
-FEED_S, CARE_S, LOST_S, FILES_S = 0.05, 0.2, 5.0, 60.0
+# Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
+FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S = 0.05, 0.2, 0.5, 5.0, 60.0
+RETRY_S = 1.0
+KINDS: tuple[BatchKind, ...] = ("batch", "job")
 Task = Callable[[Backend, str], None]
 
 
@@ -34,31 +37,41 @@ class Housekeeper:
         self.backend = backend
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="housekeeping")
         self._busy: set[str] = set()
-        self._busy_lock = Lock()
+        self._retry_at: dict[str, float] = {}
+        self._later_lock = Lock()
         self._due: dict[str, float] = {}
+        self._missing_since: dict[tuple[str, int], float] = {}
 
     def run(self, stop: Event) -> None:
         """Tick until `stop` is set. A Redis that does not answer is asked again."""
-        while not stop.wait(FEED_S):
-            try:
-                self.tick()
-            except RedisError as error:
-                log.warning("housekeeping waits for Redis: %s", error)
-                stop.wait(1.0)
-        self._pool.shutdown(cancel_futures=True)
+        try:
+            while not stop.wait(FEED_S):
+                try:
+                    self.tick()
+                except RedisError as error:
+                    log.warning("housekeeping waits for Redis: %s", error)
+                    stop.wait(RETRY_S)
+                except Exception:
+                    # The edge of a thread: without housekeeping nothing moves, so it goes on.
+                    log.exception("housekeeping failed and goes on")
+                    stop.wait(RETRY_S)
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
     def tick(self) -> None:
         """Do what is due."""
-        active = self.backend.store.active()
-        self._feed(active)
+        batches = self.backend.store.active("batch")
         if self._is_due("care", CARE_S):
-            for batch_id in active:
-                self._care(batch_id)
-        if self._is_due("lost", LOST_S):
-            self._requeue_lost(active)
+            self._care(batches)
+        self._feed("batch", batches)
+        if self._is_due("jobs", JOBS_S):
+            jobs = self.backend.store.active("job")
+            self._care(jobs)
+            self._feed("job", jobs)
+        if self._is_due("lost", min(LOST_S, self.backend.settings.lease_s / 2)):
+            self._requeue_lost()
         if self._is_due("files", FILES_S):
-            for file_id in self.backend.store.expired_files(time.time()):
-                delete_file(self.backend, file_id)
+            sweep_files(self.backend, self.backend.store.expired_files(time.time()))
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
@@ -67,84 +80,94 @@ class Housekeeper:
         self._due[name] = now + interval
         return True
 
-    def _feed(self, active: list[str]) -> None:
-        for batch_id in active:
-            shards = self.backend.shards.feed(batch_id, self.backend.settings.feed_window)
+    def _feed(self, kind: BatchKind, batch_ids: list[str]) -> None:
+        """Put waiting shards into RQ. What `feed` gives is nobody else's until it is there, so this is the place to
+        clear away traces of an earlier run, such as the job of a worker that died.
+        """
+        fed = self.backend.shards.feed(batch_ids, self.backend.settings.feed_window)
+        for batch_id, shards in zip(batch_ids, fed, strict=True):
             if shards:
-                enqueue_shards(self.backend.redis, _kind(batch_id), batch_id, shards)
+                forget_shards(self.backend.redis, kind, batch_id, shards)
+                enqueue_shards(self.backend.redis, kind, batch_id, shards)
 
-    def _care(self, batch_id: str) -> None:
-        try:
-            batch = self.backend.store.batch(batch_id)
-        except NotFound:
-            self.backend.store.forget_active(batch_id)
-            return
+    def _care(self, batch_ids: list[str]) -> None:
+        tended = self.backend.shards.tend(batch_ids, self.backend.settings.max_attempts)
+        for batch_id, batch in zip(batch_ids, tended, strict=True):
+            if batch is None:
+                self.backend.store.forget_active(batch_id)
+            else:
+                self._act(batch_id, batch)
+
+    def _act(self, batch_id: str, batch: Tended) -> None:
+        if batch.back:
+            log.warning("batch %s: %d shards lost their worker and are queued again", batch_id, len(batch.back))
         if batch.status in ("validating", "in_progress") and batch.expires_at <= time.time():
             self.backend.store.move(batch_id, "finalizing", closing="expired")
-            batch = self.backend.store.batch(batch_id)
-        if batch.status == "validating":
+        elif batch.status == "validating":
             self._later(batch_id, validate_batch)
         elif batch.closing is not None and batch.status not in ENDED:
             self._later(batch_id, _drop_and_wind_up)
-        elif batch.status == "in_progress":
-            self._recover(batch)
-        else:
+        elif batch.status != "in_progress":
             self._later(batch_id, end_batch)
+        elif batch.spent:
+            self._later(batch_id, _give_up(batch.spent))
 
-    def _recover(self, batch: Batch) -> None:
-        """Put shards of silent workers back in line, and give up those that never get anywhere."""
-        back = self.backend.shards.reclaim(batch.id)
-        if not back:
-            return
-        log.warning("batch %s: %d shards lost their worker and are queued again", batch.id, len(back))
-        forget_shards(self.backend.redis, batch.kind, batch.id, back)
-        attempts = self.backend.shards.attempts(batch.id)
-        for shard in back:
-            if attempts.get(shard, 0) >= self.backend.settings.max_attempts:
-                log.error("batch %s: shard %d failed %d times in a row", batch.id, shard, attempts[shard])
-                fill_shard(self.backend, batch.id, shard, "worker_lost")
+    def _requeue_lost(self) -> None:
+        """Find shards that have been fed, but for the time of a lease have neither waited in RQ nor been claimed.
 
-    def _requeue_lost(self, active: list[str]) -> None:
-        """Find shards that the store holds for queued but RQ does not have: their RQ job was lost or deleted."""
-        present: dict[BatchKind, set[str]] = {}
-        for batch_id in active:
-            kind = _kind(batch_id)
-            suspects = self.backend.shards.queued_before(batch_id, time.time() - self.backend.settings.lease_s)
-            if not suspects:
-                continue
-            if kind not in present:
-                present[kind] = queued_job_ids(self.backend.redis, kind)
-            lost = [shard for shard in suspects if rq_job_id(batch_id, shard) not in present[kind]]
-            if lost:
-                log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(lost))
-                forget_shards(self.backend.redis, kind, batch_id, lost)
-                self.backend.shards.reclaim(batch_id, lost)
+        Their RQ job was deleted, or whoever was to queue or to claim it died.
+        """
+        now = time.monotonic()
+        missing: dict[tuple[str, int], float] = {}
+        for kind in KINDS:
+            ids = self.backend.store.active(kind)
+            queued = zip(ids, self.backend.shards.queued(ids), strict=True)
+            keys = [(batch_id, shard) for batch_id, shards in queued for shard in shards]
+            present = queued_job_ids(self.backend.redis, kind) if keys else set()
+            missing |= {key: self._missing_since.get(key, now) for key in keys if rq_job_id(*key) not in present}
+        self._missing_since = missing
+        lost: dict[str, list[int]] = {}
+        for (batch_id, shard), since in missing.items():
+            if now - since >= self.backend.settings.lease_s:
+                lost.setdefault(batch_id, []).append(shard)
+        for batch_id, shards in lost.items():
+            back = self.backend.shards.requeue(batch_id, shards)
+            log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(back))
 
     def _later(self, batch_id: str, task: Task) -> None:
-        """Run a slow task for a batch in the background, unless one is under way."""
-        with self._busy_lock:
-            if batch_id in self._busy:
+        """Run a slow task for a batch in the background, unless one is under way or has failed just now."""
+        with self._later_lock:
+            if batch_id in self._busy or time.monotonic() < self._retry_at.get(batch_id, 0.0):
                 return
             self._busy.add(batch_id)
         self._pool.submit(self._run, batch_id, task)
 
     def _run(self, batch_id: str, task: Task) -> None:
+        failed = False
         try:
             task(self.backend, batch_id)
         except Exception:
-            # The edge of a thread: what went wrong is logged, and the next tick tries again.
+            # The edge of a thread: what went wrong is logged, and a later tick tries again.
             log.exception("batch %s: %s failed and will be tried again", batch_id, task.__name__)
-            time.sleep(1.0)
-        finally:
-            with self._busy_lock:
-                self._busy.discard(batch_id)
+            failed = True
+        with self._later_lock:
+            self._busy.discard(batch_id)
+            if failed:
+                self._retry_at[batch_id] = time.monotonic() + RETRY_S
+            else:
+                self._retry_at.pop(batch_id, None)
 
 
 def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:
     batch = backend.store.batch(batch_id)
-    forget_shards(backend.redis, batch.kind, batch_id, backend.shards.queued_before(batch_id, time.time()))
+    forget_shards(backend.redis, batch.kind, batch_id, *backend.shards.queued([batch_id]))
     wind_up(backend, batch_id)
 
 
-def _kind(batch_id: str) -> BatchKind:
-    return "job" if batch_id.startswith("job_") else "batch"
+def _give_up(shards: Sequence[int]) -> Task:
+    def give_up(backend: Backend, batch_id: str) -> None:
+        for shard in shards:
+            log.error("batch %s: shard %d came to nothing too often; its lines fail", batch_id, shard)
+            fill_shard(backend, batch_id, shard, "worker_lost")
+
+    return give_up

@@ -39,8 +39,8 @@ class Blobs(Protocol):
 def open_blobs(url: str, redis: Redis) -> Blobs:
     """The blob store that a URL names: `file:///folder` or `redis:` (the store's own Redis)."""
     parts = urlsplit(url)
-    if parts.scheme == "file" and parts.path:
+    if parts.scheme == "file" and parts.path and not parts.netloc:
         return DiskBlobs(unquote(parts.path))
-    if parts.scheme == "redis":
+    if url == "redis:":
         return RedisBlobs(redis)
     raise SettingsError(f"PRESSRUN_BLOB_URL={url!r}: expected file:///folder or redis:")

@@ -20,7 +20,7 @@ class DiskBlobs:
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
         try:
             with open(draft, "wb") as out:
@@ -74,6 +74,14 @@ class DiskBlobs:
         path = (self.root / key).resolve()
         assert path.is_relative_to(self.root.resolve()), f"blob key leaves the store: {key}"
         return path
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each durable in the one that holds it."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

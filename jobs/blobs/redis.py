@@ -26,11 +26,15 @@ class RedisBlobs:
         return len(data)
 
     def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
-        end = self.size(key) if size is None else min(offset + size, self.size(key))
+        total = self.size(key)
+        end = total if size is None else min(offset + size, total)
 
         def read() -> Iterator[bytes]:
             for start in range(offset, end, CHUNK):
-                chunk: Any = self.redis.getrange(PREFIX + key, start, min(start + CHUNK, end) - 1)
+                stop = min(start + CHUNK, end)
+                chunk: Any = self.redis.getrange(PREFIX + key, start, stop - 1)
+                if len(chunk) != stop - start:
+                    raise BlobMissing(key)  # Deleted under its reader.
                 yield chunk
 
         return read()
@@ -43,6 +47,13 @@ class RedisBlobs:
     def list(self, prefix: str) -> Iterator[str]:
         found = self.redis.scan_iter(match=f"{PREFIX}{prefix}/*", count=1000)
         return iter(sorted({key.decode().removeprefix(PREFIX) for key in found}))
+
+    def keep(self, key: str, seconds: int | None = None) -> None:
+        """Let a blob live so long from now, whatever `ttl_s` says; None: until it is deleted."""
+        if seconds is None:
+            self.redis.persist(PREFIX + key)
+        else:
+            self.redis.expire(PREFIX + key, seconds)
 
     def delete(self, key: str) -> None:
         self.redis.delete(PREFIX + key)

@@ -1,8 +1,10 @@
 -- Validation is over: its shards become the batch's, and lines may run unless the batch is being wound up already.
 -- KEYS: batch, shards, waiting, shards as drafted, waiting as drafted.
--- ARGV: now, number of lines, number of shards, model. A second validation of the same batch changes nothing.
+-- ARGV: now, number of lines, number of shards, model.
+-- A second validation of the same batch, or one that comes after its end, changes nothing.
 local status = redis.call('HGET', KEYS[1], 'status')
-if not status or redis.call('HSETNX', KEYS[1], 'validated', '1') == 0 then
+local open = status == 'validating' or status == 'cancelling' or status == 'finalizing'
+if not open or redis.call('HSETNX', KEYS[1], 'validated', '1') == 0 then
   redis.call('DEL', KEYS[4], KEYS[5])
   return false
 end

@@ -190,9 +190,9 @@ def silent_server() -> Iterator[int]:
 
 def test_a_hung_redis_blocks_neither_the_event_loop_nor_health(settings: Settings) -> None:
     with silent_server() as port:
-        hung = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{port}/0?socket_timeout=0.5"})
-        with served(hung) as url, httpx.Client(base_url=url, timeout=0.5) as impatient:
-            asked = [f"{url}/v1/models"] * 60 + [f"{url}/health"] * 3
+        hung = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{port}/0?socket_timeout=0.2"})
+        with served(hung) as url, httpx.Client(base_url=url, timeout=2) as impatient:
+            asked = [f"{url}/v1/models"] * 60 + [f"{url}/health"] * 8
             callers = [threading.Thread(target=give_up, args=(path,)) for path in asked]
             for caller in callers:
                 caller.start()

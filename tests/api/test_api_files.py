@@ -280,7 +280,7 @@ def test_uploads_and_deletions_at_once_leave_exactly_what_was_not_deleted(api: A
     def one(number: int) -> str | None:
         file = upload(api, name=f"{number}.jsonl")
         if number % 2:
-            return file.id
+            return str(file.id)
         api.openai.files.delete(file.id)
         return None
 

@@ -166,7 +166,7 @@ def test_a_request_that_cannot_run_is_refused_at_once(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
     assert error["code"] == code
-    assert api.backend.store.active() == []
+    assert api.backend.store.active("job") == []
 
 
 def test_a_request_that_is_too_long_as_a_line_of_json_is_413(serve: ServeApi) -> None:

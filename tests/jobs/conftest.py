@@ -16,6 +16,7 @@ from pressrun.jobs.settings import load_settings
 from pressrun.jobs.submit import create_batch, create_file
 
 MakeBatch = Callable[..., Batch]
+MakeBackend = Callable[..., Backend]
 
 
 def chat_line(custom_id: str, **body: Any) -> dict[str, Any]:
@@ -24,21 +25,43 @@ def chat_line(custom_id: str, **body: Any) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": default | body}
 
 
-@pytest.fixture
-def backend(redis: Redis, tmp_path: Path) -> Backend:
-    settings = load_settings({}, data_dir=tmp_path, shard_lines=4, feed_window=3, lease_s=2.0)
-    backend = backend_on(settings, redis)
+def encode(*lines: Any) -> bytes:
+    """Lines, given as objects or raw bytes, as a batch file."""
+    return b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
+
+
+def serve_model(backend: Backend) -> None:
+    """Say what a worker says that serves the model `m`."""
     backend.store.touch_model(ModelCard(id="m", max_model_len=100, created=1, worker="w"))
-    return backend
+
+
+def upload_batch(backend: Backend, lines: list[Any], window: str = "24h") -> Batch:
+    """Upload lines and create a batch of them."""
+    file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[encode(*lines)])
+    return create_batch(
+        backend, input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window
+    )
+
+
+@pytest.fixture
+def make_backend(redis: Redis, tmp_path: Path) -> MakeBackend:
+    """Backends on one server and one folder, which differ in settings, as processes may."""
+
+    def make(**changes: Any) -> Backend:
+        values = {"data_dir": tmp_path, "shard_lines": 4, "feed_window": 3, "lease_s": 2.0} | changes
+        backend = backend_on(load_settings({}, **values), redis)
+        serve_model(backend)
+        return backend
+
+    return make
+
+
+@pytest.fixture
+def backend(make_backend: MakeBackend) -> Backend:
+    return make_backend()
 
 
 @pytest.fixture
 def make_batch(backend: Backend) -> MakeBatch:
     """Uploads lines (objects or raw bytes) and creates a batch of them."""
-
-    def make(lines: list[Any], window: str = "24h") -> Batch:
-        raw = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
-        file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[raw])
-        return create_batch(backend, input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window)
-
-    return make
+    return lambda lines, window="24h": upload_batch(backend, lines, window)

@@ -55,8 +55,8 @@ def output(backend: Backend, batch: Batch, part: str = "output") -> list[bytes]:
 def test_a_batch_runs_from_validation_to_its_output_file(backend: Backend, make_batch: MakeBatch) -> None:
     batch = running(backend, make_batch, 10)
     assert (batch.status, batch.num_shards, batch.counts.total, batch.model) == ("in_progress", 3, 10, "m")
-    assert backend.shards.feed(batch.id, 2) == [0, 1]
-    assert backend.shards.feed(batch.id, 2) == []
+    assert backend.shards.feed([batch.id], 2) == [[0, 1]]
+    assert backend.shards.feed([batch.id], 2) == [[]]
     for shard in (2, 0, 1):  # in any order
         taken = claim(backend, batch, shard, "me")
         assert commit(backend, taken, results(taken)) == "complete"
@@ -66,7 +66,7 @@ def test_a_batch_runs_from_validation_to_its_output_file(backend: Backend, make_
     assert (done.counts.completed, done.usage.input_tokens, done.usage.output_tokens) == (10, 30, 20)
     assert output(backend, batch) == [b"line %d" % i for i in range(10)]
     assert done.error_file_id is None
-    assert backend.store.active() == []
+    assert backend.store.active("batch") == []
     assert list(backend.blobs.list(f"segments/{batch.id}")) == []
     assert [key for key in backend.redis.keys("*spool*")] == []
 
@@ -102,10 +102,10 @@ def test_a_lapsed_lease_puts_the_shard_back_and_a_renewed_one_does_not(backend: 
     silent, alive = claim(backend, batch, 0, "a", 0.01), claim(backend, batch, 1, "b", 0.01)
     backend.shards.hold([alive], 60.0)
     time.sleep(0.02)
-    assert backend.shards.reclaim(batch.id) == [0]
+    assert [tended.back for tended in backend.shards.tend([batch.id], 9) if tended] == [(0,)]
     assert commit(backend, silent, results(silent)) == "lost"
     assert commit(backend, alive, results(alive)) == "complete"
-    assert backend.shards.feed(batch.id, 5) == [0]
+    assert backend.shards.feed([batch.id], 5) == [[0]]
 
 
 def test_attempts_count_claims_without_progress(backend: Backend, make_batch: MakeBatch) -> None:
@@ -182,4 +182,4 @@ def test_ending_a_batch_again_after_a_crash_gives_the_same(
     assert backend.store.batch(batch.id).status == "completed"
     assert len(output(backend, batch)) == 4
     assert len(backend.store.files().items) == 2
-    assert backend.store.active() == []
+    assert backend.store.active("batch") == []

@@ -1,0 +1,5 @@
+"""`python -m pressrun.cli` is `pressrun`."""
+
+from .main import app
+
+app()

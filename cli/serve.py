@@ -1,0 +1,63 @@
+"""What `pressrun api` and `pressrun worker` run, each in its own process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+from ..jobs.errors import SettingsError
+from ..jobs.settings import Settings
+from .model import ensure_model
+
+GRACE_S = 5  # How long requests under way may still take when the API is told to stop.
+BACKLOG = 2048
+
+log = logging.getLogger("pressrun")
+
+
+def run_api(settings: Settings) -> int:
+    """Serve until told to stop. Raises SettingsError if the address cannot be had."""
+    _need_redis(settings)
+    import uvicorn
+
+    from ..api.app import create_app
+
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=GRACE_S,
+        ws="none",
+        lifespan="on",
+    )
+    with _listener(settings) as listener:
+        server = uvicorn.Server(config)
+        server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def run_worker(settings: Settings) -> int:
+    """Work until told to stop; the model is fetched first if need be."""
+    _need_redis(settings)
+    from ..workers.worker import run
+
+    if settings.engine != "native":
+        return run(settings)
+    folder = ensure_model(settings.model, settings.data_dir, log.info)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # All of it is on disk: nothing below needs to ask the hub.
+    return run(settings, folder)
+
+
+def _need_redis(settings: Settings) -> None:
+    if settings.redis_url is None:
+        raise SettingsError("PRESSRUN_REDIS_URL is not set; `pressrun up` runs a Valkey of its own")
+
+
+def _listener(settings: Settings) -> socket.socket:
+    """Bound here and not by the server, so that a taken port is one clear error."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error

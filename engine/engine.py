@@ -1,0 +1,181 @@
+"""The engine: requests in, steps, outputs out.
+
+    plan = scheduler.schedule()
+    results = runner.run(plan)
+    scheduler.record(plan, results.tokens)
+    outputs, ended = reporter.report(rows, results)
+
+Knows nothing of text but what `decode` tells it for stop strings, and nothing of where requests come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from .config import EngineConfig
+from .loading import load
+from .memory import make_pages
+from .pages import IntArray, PagePool
+from .reports import Ending, Reporter
+from .request import Load, ModelInfo, Output, Request
+from .rows import Rows
+from .runner import Runner
+from .sampling import Sampler
+from .scheduler import Scheduler
+from .sequence import Sequence
+from .stops import Decode
+
+
+class Engine:
+    """`add` requests at any time, call `step` while `has_work`, and take the outputs as they come.
+
+    One thread at a time. A request that cannot be served is answered by an output at the next step, alone.
+    """
+
+    def __init__(self, config: EngineConfig, decode: Decode | None = None) -> None:
+        loaded = load(config)
+        self._config, self._decode = config, decode
+        kv = make_pages(config, loaded)
+        num_rows = config.max_num_seqs
+        sampler = Sampler(num_rows, loaded.config.vocab_size, loaded.eos_token_ids, loaded.device)
+        self._rows = Rows(num_rows, loaded.max_model_len, config.page_size)
+        self._runner = Runner(
+            model=loaded.model,
+            kv=kv,
+            sampler=sampler,
+            num_rows=num_rows,
+            max_len=loaded.max_model_len,
+            page_size=config.page_size,
+            device=loaded.device,
+        )
+        self._scheduler = Scheduler(
+            pool=PagePool(len(kv.keys[0])),
+            rows=self._rows,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode)
+        self._live: dict[str, Sequence] = {}
+        self._due: list[Output] = []
+        self._num_arrivals = 0
+        self.info = ModelInfo(
+            max_model_len=loaded.max_model_len,
+            vocab_size=loaded.config.vocab_size,
+            eos_token_ids=loaded.eos_token_ids,
+            num_parameters=loaded.num_parameters,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=str(loaded.device),
+        )
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Take requests in. Their ids must differ from all that are live."""
+        for request in requests:
+            prompt = _token_ids(request.prompt)
+            refusal = self._refusal(request, prompt)
+            if prompt is None or refusal is not None:
+                self._due.append(Output(id=request.id, token_ids=[], finish_reason="error", error=refusal))
+                continue
+            self._num_arrivals += 1
+            sequence = Sequence(
+                request=request,
+                arrival=self._num_arrivals,
+                seed=self._seed(request),
+                tokens=prompt.astype(np.int32),
+            )
+            self._live[request.id] = sequence
+            self._scheduler.add(sequence)
+
+    def step(self) -> list[Output]:
+        """Compute one step; return what is due: finished sequences, new tokens of streams, refusals, aborts."""
+        outputs, self._due = self._due, []
+        plan = self._scheduler.schedule()
+        if plan is None:
+            return outputs
+        results = self._runner.run(plan)
+        self._scheduler.record(plan, results.tokens)
+        reported, ended = self._reporter.report(plan.rows[plan.draws], results)
+        self._forget(ended)
+        return outputs + reported
+
+    def abort(self, ids: Iterable[str]) -> None:
+        """End requests; each is answered at the next step with what it has. Unknown ids are ignored: they ended."""
+        aborted = [self._live[id] for id in set(ids) if id in self._live]
+        self._due += [self._reporter.output(sequence, Ending(finish="abort")) for sequence in aborted]
+        self._forget(aborted)
+
+    def has_work(self) -> bool:
+        """Whether a step would do or report anything."""
+        return bool(self._live or self._due)
+
+    def load(self) -> Load:
+        pool = self._scheduler.pool
+        return Load(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_free_pages=pool.num_free,
+            num_pages=pool.num_pages,
+            page_size=self._config.page_size,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_prompt_tokens=self._scheduler.num_prompt_tokens,
+            num_cached_tokens=self._scheduler.num_cached_tokens,
+            num_generated_tokens=self._scheduler.num_generated_tokens,
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError unless the page pool's books agree with the rows. For tests, after every step."""
+        self._scheduler.check()
+
+    def _forget(self, sequences: list[Sequence]) -> None:
+        if sequences:
+            self._scheduler.close(sequences)
+        for sequence in sequences:
+            del self._live[sequence.request.id]
+
+    def _seed(self, request: Request) -> int:
+        """The request's own, or one of the engine's for this arrival."""
+        if request.params.seed is not None:
+            return request.params.seed
+        name = f"{self._config.seed}:{self._num_arrivals}".encode()
+        return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
+
+    def _refusal(self, request: Request, prompt: IntArray | None) -> str | None:
+        """Why a request cannot be served, in words; None if it can."""
+        params, num_prompt = request.params, len(request.prompt)
+        limit = num_prompt + params.max_tokens
+        if request.id in self._live:
+            return f"a request with the id {request.id!r} is running"
+        if prompt is None or (num_prompt and not 0 <= prompt.min() <= prompt.max() < self.info.vocab_size):
+            return f"the prompt holds something else than token ids from 0 to {self.info.vocab_size - 1}"
+        if num_prompt == 0:
+            return "the prompt is empty"
+        if params.max_tokens < 1:
+            return f"max_tokens must be at least 1, not {params.max_tokens}"
+        if limit > self.info.max_model_len:
+            return (
+                f"the prompt's {num_prompt} tokens and max_tokens {params.max_tokens} exceed "
+                f"the context length of {self.info.max_model_len}"
+            )
+        # The last token drawn is never computed.
+        pool, page_size = self._scheduler.pool, self._config.page_size
+        if -(-(limit - 1) // page_size) > pool.num_pages:
+            return (
+                f"the prompt's {num_prompt} tokens and max_tokens {params.max_tokens} exceed "
+                f"the KV cache of {pool.num_pages * page_size} tokens"
+            )
+        if params.stop and self._decode is None:
+            return "stop strings need a tokenizer, and the engine was built without one"
+        return None
+
+
+def _token_ids(prompt: Iterable[int]) -> IntArray | None:
+    """The prompt as an array; None if it is no list of integers."""
+    try:
+        array = np.array(prompt)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+        return None
+    return array.astype(np.int64)

@@ -1,0 +1,25 @@
+"""Several choices of one prompt: as many requests, which share the prompt's cached pages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .request import Request, SamplingParams
+
+# Odd, so that the derived seeds of one request differ; large, so that they are not the seeds a user tries next.
+STRIDE = 0x9E3779B97F4A7C15
+
+
+def expand(request: Request, n: int) -> list[Request]:
+    """Return `n` requests with the ids "{id}/0" to "{id}/{n - 1}"; if the request has a seed, each has its own.
+
+    The first keeps the request's seed, so that n=1 draws what the request alone would.
+    """
+    return [replace(request, id=f"{request.id}/{i}", params=_with_own_seed(request, i)) for i in range(n)]
+
+
+def _with_own_seed(request: Request, i: int) -> SamplingParams:
+    params = request.params
+    if params.seed is None:
+        return params
+    return replace(params, seed=(params.seed + i * STRIDE) % (1 << 64))

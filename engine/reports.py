@@ -1,0 +1,93 @@
+"""What the newest tokens mean for their requests: which have ended and why, and what to tell their owners.
+
+Length and end of sequence are tested for all rows at once; only rows that are watched (stop strings or ids, streams,
+log-probabilities) are looked at one by one. Knows nothing of pages or of the order of work.
+
+D rows that have drawn a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .pages import IntArray
+from .request import FinishReason, Output
+from .rows import Rows
+from .runner import Results
+from .sequence import Sequence
+from .stops import Decode, find_stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """Why a sequence ends; `reason` is the stop string or token id, None for end of sequence."""
+
+    finish: FinishReason
+    reason: int | str | None = None
+
+
+class Reporter:
+    """Reads the scheduler's rows after each step; it changes nothing in them."""
+
+    def __init__(self, rows: Rows, eos_token_ids: tuple[int, ...], decode: Decode | None) -> None:
+        self._rows, self._decode = rows, decode
+        self._eos_token_ids = np.array(eos_token_ids, np.int64)
+
+    def report(self, rows_D: IntArray, results: Results) -> tuple[list[Output], list[Sequence]]:
+        """Return the outputs due after a step, and the sequences that have ended."""
+        endings = self._common_endings(rows_D, results.tokens)
+        outputs: list[Output] = []
+        for i in np.flatnonzero(self._rows.watched_R[rows_D]).tolist():
+            row = int(rows_D[i])
+            sequence = self._rows.sequence(row)
+            if i in results.logprobs:
+                sequence.logprobs.append(results.logprobs[i])
+            ending = self._own_ending(sequence, row, endings.get(row))
+            if ending is not None:
+                endings[row] = ending
+            elif sequence.request.stream:
+                outputs.append(self.output(sequence, None))
+        ended = [self._rows.sequence(row) for row in endings]
+        outputs += [self.output(self._rows.sequence(row), ending) for row, ending in endings.items()]
+        return outputs, ended
+
+    def output(self, sequence: Sequence, ending: Ending | None) -> Output:
+        """What is new of a sequence since its last output."""
+        tokens = sequence.tokens if sequence.row is None else self._rows.tokens(sequence.row)
+        generated = tokens[sequence.num_prompt :]
+        start, sequence.num_reported = sequence.num_reported, len(generated)
+        asks = sequence.request.params.logprobs is not None
+        return Output(
+            id=sequence.request.id,
+            token_ids=generated[start:].tolist(),
+            finish_reason=ending.finish if ending else None,
+            stop_reason=ending.reason if ending else None,
+            logprobs=sequence.logprobs[start:] if asks else None,
+            num_cached_tokens=sequence.num_cached_tokens or 0,
+        )
+
+    def _common_endings(self, rows_D: IntArray, tokens_D: IntArray) -> dict[int, Ending]:
+        is_eos_D = np.isin(tokens_D, self._eos_token_ids) & self._rows.heeds_eos_R[rows_D]
+        is_full_D = self._rows.num_tokens_R[rows_D] >= self._rows.limit_R[rows_D]
+        endings = dict.fromkeys(rows_D[is_full_D].tolist(), Ending(finish="length"))
+        return endings | dict.fromkeys(rows_D[is_eos_D].tolist(), Ending(finish="stop"))
+
+    def _own_ending(self, sequence: Sequence, row: int, common: Ending | None) -> Ending | None:
+        """The ending by the request's own stops, if they say so, else the common one."""
+        params = sequence.request.params
+        generated = self._rows.tokens(row)[sequence.num_prompt :]
+        if common is not None and common.finish == "stop":
+            return common
+        token = int(generated[-1])
+        if token in params.stop_token_ids:
+            return Ending(finish="stop", reason=token)
+        if params.stop and len(generated) > params.min_tokens:
+            assert self._decode is not None, (
+                "requests with stop strings are refused without a decode function"
+            )
+            stop = find_stop(params.stop, generated, self._decode)
+            if stop is not None:
+                return Ending(finish="stop", reason=stop)
+        return common

@@ -1,0 +1,81 @@
+"""The scheduler's side of the fixed rows: one array per quantity, one element (or line) per row.
+
+Every running sequence owns a row until it ends or is preempted. Knows nothing of policy or of devices; the runner
+keeps its own device rows under the same numbers.
+
+R rows, L tokens a row can hold, N pages a row can hold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .sequence import Sequence
+
+
+class Rows:
+    """Arrays indexed by row; `sequences[row]` is who owns it, None while it is free."""
+
+    def __init__(self, num_rows: int, max_len: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.sequences: list[Sequence | None] = [None] * num_rows
+        self._free = list(range(num_rows - 1, -1, -1))
+        self.token_ids_RL = np.zeros((num_rows, max_len), np.int32)
+        self.page_table_RN = np.zeros((num_rows, -(-max_len // page_size)), np.int32)
+        # Tokens that are known; those of them whose keys and values are in the pages; how many there can ever be.
+        self.num_tokens_R = np.zeros(num_rows, np.int64)
+        self.num_computed_R = np.zeros(num_rows, np.int64)
+        self.limit_R = np.zeros(num_rows, np.int64)
+        # Pages that are owned; those of them, from the first on, that were offered to the pool for reuse.
+        self.num_pages_R = np.zeros(num_rows, np.int64)
+        self.num_published_R = np.zeros(num_rows, np.int64)
+        # Who goes first: lower priority numbers, then earlier arrivals.
+        self.priority_R = np.zeros(num_rows, np.int64)
+        self.arrival_R = np.zeros(num_rows, np.int64)
+        self.heeds_eos_R = np.zeros(num_rows, np.bool_)
+        self.watched_R = np.zeros(num_rows, np.bool_)
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def open(self, sequence: Sequence, pages: npt.NDArray[np.int64], num_cached_pages: int) -> int:
+        """Give the sequence a row that holds its tokens and pages, the first `num_cached_pages` filled already."""
+        row = self._free.pop()
+        self.sequences[row] = sequence
+        sequence.row = row
+        num_tokens = len(sequence.tokens)
+        self.token_ids_RL[row, :num_tokens] = sequence.tokens
+        self.page_table_RN[row, : len(pages)] = pages
+        self.num_tokens_R[row] = num_tokens
+        self.num_computed_R[row] = num_cached_pages * self.page_size
+        self.limit_R[row] = sequence.limit
+        self.num_pages_R[row] = len(pages)
+        self.num_published_R[row] = num_cached_pages
+        self.priority_R[row], self.arrival_R[row] = sequence.order
+        self.heeds_eos_R[row] = not sequence.request.params.ignore_eos
+        self.watched_R[row] = sequence.watched
+        return row
+
+    def close(self, sequence: Sequence) -> None:
+        """Take the row back; the sequence keeps the tokens it has by now."""
+        row = sequence.row
+        assert row is not None
+        sequence.tokens = self.tokens(row).copy()
+        sequence.row = None
+        self.sequences[row] = None
+        self._free.append(row)
+
+    def sequence(self, row: int) -> Sequence:
+        sequence = self.sequences[row]
+        assert sequence is not None
+        return sequence
+
+    def tokens(self, row: int) -> npt.NDArray[np.int32]:
+        """A view of the row's known tokens."""
+        return self.token_ids_RL[row, : self.num_tokens_R[row]]
+
+    def pages(self, row: int) -> npt.NDArray[np.int32]:
+        """A view of the row's pages, in order."""
+        return self.page_table_RN[row, : self.num_pages_R[row]]

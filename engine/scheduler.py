@@ -1,0 +1,276 @@
+"""Who computes how many tokens in the next step.
+
+There is one kind of step: every running sequence has tokens known but not yet computed (a whole prompt, the rest of
+one, or the token drawn last) and is given some of them out of one budget, in order of priority, then arrival. A
+sequence that reaches its last known token draws the next one. When pages run out, the last in that order is preempted:
+it gives up row and pages, and starts again later with its generated tokens as part of its prompt.
+
+The first in order is never preempted and always fits, so that there is progress whatever the pool's size. A sequence
+is admitted only with the pages for all its known tokens, and while every running one could still grow by a page, so
+that no sequence is admitted just to be preempted in the next step.
+
+Knows nothing of tensors, of how tokens are drawn or of why sequences end.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .pages import IntArray, Match, PagePool, page_hash
+from .rows import Rows
+from .sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One step. S sequences take part, in order of priority; U entries of the page table have changed.
+
+    The sequence in row rows[i] computes lengths[i] tokens from position starts[i] on, and draws its next token
+    where draws[i]. `admitted` are the sequences that are new in their row since the last step.
+    """
+
+    rows: IntArray
+    starts: IntArray
+    lengths: IntArray
+    draws: npt.NDArray[np.bool_]
+    admitted: list[Sequence]
+    table_rows: IntArray
+    table_columns: IntArray
+    table_pages: IntArray
+
+
+class Scheduler:
+    """`plan = schedule()`, run it, `record(plan, tokens)`, then `close` the sequences that have ended."""
+
+    def __init__(
+        self, *, pool: PagePool, rows: Rows, max_num_batched_tokens: int, enable_prefix_caching: bool
+    ) -> None:
+        self.pool = pool
+        self.rows = rows
+        self.num_preemptions = 0
+        self.num_prompt_tokens = self.num_cached_tokens = self.num_generated_tokens = 0
+        self._budget = max_num_batched_tokens
+        self._caching = enable_prefix_caching
+        self._waiting: list[tuple[tuple[int, int], Sequence]] = []
+        self._running_S = np.zeros(0, np.int64)  # rows, in order
+        # Names of pages that running sequences are about to fill, with those sequences' priorities.
+        self._coming: dict[bytes, int] = {}
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running_S)
+
+    def add(self, sequence: Sequence) -> None:
+        self._name_pages(sequence, sequence.tokens)
+        heapq.heappush(self._waiting, (sequence.order, sequence))
+
+    def close(self, sequences: Iterable[Sequence]) -> None:
+        """Forget sequences that have ended or were aborted, running or waiting; their pages are released."""
+        gone = set(sequences)
+        running = [sequence for sequence in gone if sequence.row is not None]
+        if len(running) < len(gone):
+            self._waiting = [entry for entry in self._waiting if entry[1] not in gone]
+            heapq.heapify(self._waiting)
+        rows = [self._leave(sequence) for sequence in running]
+        self._running_S = self._running_S[~np.isin(self._running_S, rows)]
+
+    def schedule(self) -> Plan | None:
+        """Plan the next step, or None if there is nothing to compute."""
+        admitted = self._admit()
+        given_S, grown = self._give()
+        if not self.num_running:
+            assert not self._waiting, "sequences wait for a step that will never come"
+            return None
+        taking = given_S > 0
+        rows_S, lengths_S = self._running_S[taking], given_S[taking]
+        starts_S = self.rows.num_computed_R[rows_S]
+        admitted = [sequence for sequence in admitted if sequence.row is not None]
+        table_rows_U, table_columns_U = self._table_changes(admitted, grown)
+        return Plan(
+            rows=rows_S,
+            starts=starts_S,
+            lengths=lengths_S,
+            draws=starts_S + lengths_S == self.rows.num_tokens_R[rows_S],
+            admitted=admitted,
+            table_rows=table_rows_U,
+            table_columns=table_columns_U,
+            table_pages=self.rows.page_table_RN[table_rows_U, table_columns_U].astype(np.int64),
+        )
+
+    def record(self, plan: Plan, tokens_D: IntArray) -> None:
+        """Note that the plan was computed, and the tokens that its drawing rows drew."""
+        rows = self.rows
+        rows.num_computed_R[plan.rows] += plan.lengths
+        rows_D = plan.rows[plan.draws]
+        rows.token_ids_RL[rows_D, rows.num_tokens_R[rows_D]] = tokens_D
+        rows.num_tokens_R[rows_D] += 1
+        self.num_generated_tokens += len(rows_D)
+        if self._caching:
+            num_full_S = rows.num_computed_R[plan.rows] // rows.page_size
+            for row in plan.rows[num_full_S > rows.num_published_R[plan.rows]].tolist():
+                self._publish(row)
+
+    def check(self) -> None:
+        """Raise AssertionError unless rows and page pool agree about every page."""
+        live = [row for row, sequence in enumerate(self.rows.sequences) if sequence is not None]
+        assert sorted(self._running_S.tolist()) == live, "running rows differ from rows that are owned"
+        assert len(live) + self.rows.num_free == len(self.rows.sequences), (
+            "owned and free rows are not all rows"
+        )
+        capacity = self.rows.num_pages_R[live] * self.rows.page_size
+        assert (self.rows.num_computed_R[live] <= capacity).all(), (
+            "computed tokens lie outside of owned pages"
+        )
+        self.pool.check(self.rows.pages(row).astype(np.int64) for row in live)
+
+    def _admit(self) -> list[Sequence]:
+        """Give rows and pages to waiting sequences, in order, preempting those of lower priority if need be."""
+        admitted: list[Sequence] = []
+        held_back: list[tuple[tuple[int, int], Sequence]] = []
+        while self._waiting:
+            entry = self._waiting[0]
+            sequence = entry[1]
+            if self._num_wanted_before(sequence) >= self._budget:
+                break
+            match = self._match(sequence)
+            if self._is_coming(sequence, len(match.pages)):
+                held_back.append(heapq.heappop(self._waiting))
+                continue
+            if not self._fits(sequence, match):
+                if not self._could_displace(sequence, match):
+                    break
+                self._preempt_last()
+                continue
+            heapq.heappop(self._waiting)
+            self._enter(sequence, match)
+            admitted.append(sequence)
+        for entry in held_back:
+            heapq.heappush(self._waiting, entry)
+        return admitted
+
+    def _give(self) -> tuple[IntArray, tuple[IntArray, IntArray]]:
+        """Share the budget out in order; own the pages that it fills.
+
+        Returns the tokens given to each running row, and which (rows, columns) of the page table were added.
+        """
+        rows, running_S = self.rows, self._running_S
+        wanted_S = rows.num_tokens_R[running_S] - rows.num_computed_R[running_S]
+        ahead_S = np.cumsum(wanted_S) - wanted_S
+        given_S = np.clip(self._budget - ahead_S, 0, wanted_S)
+        ends_S = rows.num_computed_R[running_S] + given_S
+        new_S = np.maximum(-(-ends_S // rows.page_size) - rows.num_pages_R[running_S], 0)
+        # Preempting the last leaves what those before it were given as it is.
+        while new_S.sum() > self.pool.num_free:
+            self._preempt_last()
+            new_S = new_S[:-1]
+        num_kept = len(new_S)
+        running_S, given_S = running_S[:num_kept], given_S[:num_kept]
+        table_rows = np.repeat(running_S, new_S)
+        nth = np.arange(len(table_rows)) - np.repeat(np.cumsum(new_S) - new_S, new_S)
+        table_columns = rows.num_pages_R[table_rows] + nth
+        rows.page_table_RN[table_rows, table_columns] = self.pool.grow(len(table_rows))
+        rows.num_pages_R[running_S] += new_S
+        return given_S, (table_rows, table_columns)
+
+    def _match(self, sequence: Sequence) -> Match:
+        # At least one token must be computed, or there would be nothing to draw the next one from.
+        return self.pool.match(sequence.page_hashes[: (len(sequence.tokens) - 1) // self.rows.page_size])
+
+    def _is_coming(self, sequence: Sequence, num_matched: int) -> bool:
+        """Whether the first page it would have to compute is just being computed by one that is not after it."""
+        if num_matched >= (len(sequence.tokens) - 1) // self.rows.page_size or not self._caching:
+            return False
+        priority = self._coming.get(sequence.page_hashes[num_matched])
+        return priority is not None and priority <= sequence.request.priority
+
+    def _num_new(self, sequence: Sequence, match: Match) -> int:
+        return -(-len(sequence.tokens) // self.rows.page_size) - len(match.pages)
+
+    def _fits(self, sequence: Sequence, match: Match) -> bool:
+        needed = self._num_new(sequence, match) + match.num_unowned
+        return self.rows.num_free > 0 and needed + self.num_running <= self.pool.num_free
+
+    def _could_displace(self, sequence: Sequence, match: Match) -> bool:
+        """Whether it would fit if all running sequences of lower priority were preempted."""
+        lower = self.rows.priority_R[self._running_S] > sequence.request.priority
+        if not lower.any():
+            return False
+        victims = self._running_S[lower].tolist()
+        num_free = self.pool.num_free + sum(
+            self.pool.num_released(self.rows.pages(row).astype(np.int64)) for row in victims
+        )
+        needed = self._num_new(sequence, match) + match.num_unowned
+        return needed + self.num_running - len(victims) <= num_free
+
+    def _num_wanted_before(self, sequence: Sequence) -> int:
+        """How many tokens running sequences of its priority or a higher one still have to compute."""
+        before = self._running_S[self.rows.priority_R[self._running_S] <= sequence.request.priority]
+        return int((self.rows.num_tokens_R[before] - self.rows.num_computed_R[before]).sum())
+
+    def _enter(self, sequence: Sequence, match: Match) -> None:
+        pages = self.pool.take(match, self._num_new(sequence, match))
+        row = self.rows.open(sequence, pages, len(match.pages))
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = len(match.pages) * self.rows.page_size
+            self.num_prompt_tokens += sequence.num_prompt
+            self.num_cached_tokens += sequence.num_cached_tokens
+        for name in sequence.page_hashes[len(match.pages) :]:
+            self._coming.setdefault(name, sequence.request.priority)
+        self._running_S = np.append(self._running_S, row)
+        self._sort_running()
+
+    def _sort_running(self) -> None:
+        keys = (self.rows.arrival_R[self._running_S], self.rows.priority_R[self._running_S])
+        self._running_S = self._running_S[np.lexsort(keys)]
+
+    def _preempt_last(self) -> None:
+        sequence = self.rows.sequence(int(self._running_S[-1]))
+        self._running_S = self._running_S[:-1]
+        self._leave(sequence)
+        self._name_pages(sequence, sequence.tokens)
+        heapq.heappush(self._waiting, (sequence.order, sequence))
+        self.num_preemptions += 1
+
+    def _leave(self, sequence: Sequence) -> int:
+        """Release a running sequence's row and pages; returns the row."""
+        row = sequence.row
+        assert row is not None
+        for name in sequence.page_hashes[self.rows.num_published_R[row] :]:
+            self._coming.pop(name, None)
+        self.pool.release(self.rows.pages(row).astype(np.int64))
+        self.rows.close(sequence)
+        return row
+
+    def _publish(self, row: int) -> None:
+        """Offer the pages that the row has filled for reuse."""
+        sequence = self.rows.sequence(row)
+        num_full = int(self.rows.num_computed_R[row]) // self.rows.page_size
+        self._name_pages(sequence, self.rows.tokens(row)[: num_full * self.rows.page_size])
+        for i in range(int(self.rows.num_published_R[row]), num_full):
+            self.pool.publish(int(self.rows.page_table_RN[row, i]), sequence.page_hashes[i])
+            self._coming.pop(sequence.page_hashes[i], None)
+        self.rows.num_published_R[row] = num_full
+
+    def _name_pages(self, sequence: Sequence, tokens: npt.NDArray[np.int32]) -> None:
+        """Hash the full pages of `tokens` that have no name yet."""
+        if not self._caching:
+            return
+        names, size = sequence.page_hashes, self.rows.page_size
+        for i in range(len(names), len(tokens) // size):
+            names.append(page_hash(names[-1] if names else b"", tokens[i * size : (i + 1) * size]))
+
+    def _table_changes(
+        self, admitted: list[Sequence], grown: tuple[IntArray, IntArray]
+    ) -> tuple[IntArray, IntArray]:
+        rows = [np.full(self.rows.num_pages_R[s.row], s.row, np.int64) for s in admitted]
+        columns = [np.arange(int(self.rows.num_pages_R[s.row])) for s in admitted]
+        return np.concatenate([*rows, grown[0]]), np.concatenate([*columns, grown[1]])

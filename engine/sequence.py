@@ -1,0 +1,55 @@
+"""One request's life in the engine: what must be remembered beside the arrays of its row.
+
+A Sequence is touched when something happens to it (arrival, admission, preemption, a full page, the end), not in
+every step; what changes in every step lies in `rows.py`. Knows nothing of pages' owners or of tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .request import Request, TokenLogprob
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A live request.
+
+    `tokens` is the prompt, after a preemption with the tokens generated until then behind it; while the sequence
+    has a row, the row's token ids are the truth. `page_hashes` names its full pages in order. `seed` is the
+    request's, or the engine's choice for it.
+    """
+
+    request: Request
+    arrival: int
+    seed: int
+    tokens: npt.NDArray[np.int32]
+    row: int | None = None
+    page_hashes: list[bytes] = field(default_factory=list)
+    num_cached_tokens: int | None = None
+    num_reported: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who goes first: lower priority numbers, then earlier arrivals."""
+        return (self.request.priority, self.arrival)
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens it can have, prompt included."""
+        return self.num_prompt + self.request.params.max_tokens
+
+    @property
+    def watched(self) -> bool:
+        """Whether each of its tokens must be looked at on its own, not only with all others in an array."""
+        params = self.request.params
+        asks = params.stop or params.stop_token_ids or params.logprobs is not None
+        return bool(asks) or self.request.stream

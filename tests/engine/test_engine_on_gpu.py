@@ -1,0 +1,86 @@
+"""The engine with its Triton kernels on a GPU, against transformers with the same real weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from pressrun.engine.request import Output, Request
+
+pytestmark = [pytest.mark.gpu, pytest.mark.model]
+NUM_PROMPTS, NUM_TOKENS, NUM_TOP = 16, 48, 5
+# Log-probabilities before the first difference: bfloat16 keeps 8 bits, so logits near 20 are rounded by up to 0.06,
+# in every one of the layers' sums.
+LOGPROB_TOLERANCE = 0.35
+
+
+@pytest.fixture(autouse=True)
+def cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: run on a machine with one")
+
+
+def theirs(model: Any, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+    """transformers' greedy tokens, and the log-probabilities they were chosen from."""
+    out = model.generate(
+        torch.tensor([prompt], device="cuda"),
+        max_new_tokens=NUM_TOKENS,
+        min_new_tokens=NUM_TOKENS,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+    )
+    # `logits` are as the model gave them, before the processor that forbids an early end.
+    return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float().log_softmax(-1).cpu()
+
+
+def ours(make_engine: Callable[..., Any], model: Path, prompts: list[list[int]], ask: Any, dtype: str) -> list[Output]:
+    """All prompts at once, under a pool that is too small for them."""
+    engine = make_engine(model, dtype=dtype, device="cuda", num_pages=100, max_num_batched_tokens=300)
+    requests: list[Request] = [
+        ask(prompt, id=str(i), max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS, logprobs=NUM_TOP)
+        for i, prompt in enumerate(prompts)
+    ]
+    outputs = engine.finish(requests)
+    assert engine.load().num_preemptions > 0
+    return [outputs[request.id] for request in requests]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_greedy_answers_agree_with_transformers(
+    smollm2: Path, humaneval: list[str], make_engine: Callable[..., Any], ask: Any, dtype: str
+) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    prompts = [tokenizer.encode(text) for text in humaneval[:NUM_PROMPTS]]
+    model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=getattr(torch, dtype)).cuda().eval()
+    outputs = ours(make_engine, smollm2, prompts, ask, dtype)
+    num_equal = 0
+    for prompt, output in zip(prompts, outputs, strict=True):
+        their_tokens, their_logprobs = theirs(model, prompt)
+        assert output.logprobs is not None
+        for i, (mine, other) in enumerate(zip(output.token_ids, their_tokens, strict=True)):
+            if mine != other:
+                assert dtype == "bfloat16", f"float32 tokens differ at {i}"
+                assert other in [token for token, _ in output.logprobs[i].top]
+                assert mine in their_logprobs[i].topk(NUM_TOP).indices.tolist()
+                break
+            assert abs(output.logprobs[i].logprob - their_logprobs[i, mine].item()) < LOGPROB_TOLERANCE
+        else:
+            num_equal += 1
+    print(f"{dtype}: {num_equal} of {len(prompts)} answers of {NUM_TOKENS} tokens are the same to the last token")
+
+
+def test_smollm2_answers_a_question(smollm2: Path, make_engine: Callable[..., Any], ask: Any) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    output = make_engine(smollm2, dtype="bfloat16", device="cuda").finish([ask(list(prompt), max_tokens=32)])["a"]
+    answer = tokenizer.decode(output.token_ids, skip_special_tokens=True)
+    print(answer)
+    assert "Paris" in answer

@@ -1,0 +1,97 @@
+"""SmolLM2 with its real weights against transformers, token for token."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pressrun.engine.request import Output, Request
+from pressrun.engine.tokenizer import Tokenizer
+
+NUM_PROMPTS, NUM_TOKENS = 32, 64
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2: Path, humaneval: list[str]) -> list[list[int]]:
+    return Tokenizer(smollm2).encode(humaneval[:NUM_PROMPTS])
+
+
+@pytest.fixture(scope="module")
+def expected(smollm2: Path, prompts: list[list[int]]) -> list[list[int]]:
+    """transformers' greedy tokens in float32, prompts padded on the left into batches of similar length."""
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    found: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for chunk in (order[:16], order[16:]):
+        width = max(len(prompts[i]) for i in chunk)
+        ids = torch.tensor([[2] * (width - len(prompts[i])) + prompts[i] for i in chunk])
+        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk])
+        with torch.inference_mode():
+            out = model.generate(ids, attention_mask=mask, max_new_tokens=NUM_TOKENS, do_sample=False)
+        for i, row in zip(chunk, out[:, width:].tolist(), strict=True):
+            found[i] = row[: row.index(2) + 1] if 2 in row else row
+    return found
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_greedy_tokens_are_those_of_transformers_with_all_in_flight_and_preempted(
+    smollm2: Path,
+    prompts: list[list[int]],
+    expected: list[list[int]],
+    make_engine: Callable[..., Any],
+    ask: Callable[..., Request],
+    caching: bool,
+) -> None:
+    # All together need some 430 pages.
+    engine = make_engine(
+        smollm2,
+        num_pages=240,
+        enable_prefix_caching=caching,
+        max_num_seqs=NUM_PROMPTS,
+        max_num_batched_tokens=512,
+    )
+    requests = [ask(prompt, id=str(i), max_tokens=NUM_TOKENS) for i, prompt in enumerate(prompts)]
+    outputs = engine.finish(requests, arrivals=random.Random(0))
+    assert engine.load().num_preemptions >= 3
+    for i, tokens in enumerate(expected):
+        assert outputs[str(i)].token_ids == tokens
+
+
+def test_bfloat16_stays_as_close_to_transformers_as_rounding_allows(
+    smollm2: Path, prompts: list[list[int]], make_engine: Callable[..., Any], ask: Callable[..., Request]
+) -> None:
+    """Up to the first token that differs log-probabilities agree; there each side's token is in the other's top 5."""
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).eval()
+    engine = make_engine(smollm2, dtype="bfloat16", num_pages=300)
+    requests = [
+        ask(prompt, id=str(i), max_tokens=24, logprobs=5, ignore_eos=True)
+        for i, prompt in enumerate(prompts[:4])
+    ]
+    outputs = engine.finish(requests)
+    for request in requests:
+        assert_close_to(model, request, outputs[request.id])
+
+
+def assert_close_to(model: Any, request: Request, output: Output) -> None:
+    """Compare with the model run over the engine's own tokens at once."""
+    prompt = list(request.prompt)
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + output.token_ids[:-1]])).logits[0, len(prompt) - 1 :].float()
+    logprobs = logits.log_softmax(-1)
+    assert output.logprobs is not None
+    for theirs, ours in zip(logprobs, output.logprobs, strict=True):
+        top = theirs.topk(5).indices.tolist()
+        # bfloat16 keeps 8 bits, logits are up to 30, and their errors are those of 30 layers: a quarter was seen.
+        assert ours.logprob == pytest.approx(float(theirs[ours.token_id]), abs=0.5)
+        if ours.token_id != top[0]:
+            assert ours.token_id in top
+            assert top[0] in [id for id, _ in ours.top]
+            return

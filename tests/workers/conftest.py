@@ -1,0 +1,141 @@
+"""Worker processes on the test Valkey, batches for them, and what came of those."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+
+from pressrun.jobs.backend import Backend, backend_on
+from pressrun.jobs.records import ENDED, Batch
+from pressrun.jobs.settings import load_settings
+from pressrun.jobs.submit import create_batch, create_file, create_job
+
+CHAT = "/v1/chat/completions"
+MODEL = "m"
+SCRIPT = Path(__file__).with_name("worker_process.py")
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, environment: dict[str, str], log: Path, **knobs: Any) -> None:
+        self.log = log
+        settings = json.dumps({"step_s": 0.0, "max_num_seqs": 64, "grace_s": 20.0} | knobs)
+        with open(log, "wb") as out:
+            command = [sys.executable, str(SCRIPT), settings]
+            self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def engines(self) -> list[psutil.Process]:
+        """The engine's process, if it is there now."""
+        children = psutil.Process(self.pid).children()
+        return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+
+    def send(self, signum: int) -> None:
+        self.process.send_signal(signum)
+
+    def wait(self, timeout_s: float = 30.0) -> int:
+        return self.process.wait(timeout=timeout_s)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.send(signal.SIGKILL)
+            self.process.wait()
+
+
+class Farm:
+    """A backend, and workers on it."""
+
+    def __init__(self, backend: Backend, folder: Path) -> None:
+        self.backend = backend
+        self.workers: list[Worker] = []
+        self._folder = folder
+
+    def work(self, **knobs: Any) -> Worker:
+        """Start a worker; it is up when this returns."""
+        log = self._folder / f"worker-{len(self.workers)}.log"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PRESSRUN_")}
+        before = self.cards()
+        worker = Worker(clean | self.backend.settings.environment(), log, **knobs)
+        self.workers.append(worker)
+        self.until(lambda: self.cards() - before or worker.process.poll() is not None)
+        return worker
+
+    @staticmethod
+    def ask(custom_id: str, text: str = "hi", **body: Any) -> dict[str, Any]:
+        """A well-formed line of a batch file."""
+        default = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 8}
+        return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": default | body}
+
+    def cards(self) -> set[bytes]:
+        return set(self.backend.redis.hkeys("pressrun:models"))
+
+    def batch(self, lines: list[dict[str, Any]]) -> Batch:
+        raw = "\n".join(map(json.dumps, lines)).encode()
+        file = create_file(self.backend, filename="in.jsonl", purpose="batch", chunks=[raw])
+        return create_batch(self.backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+
+    def job(self, text: str) -> Batch:
+        return create_job(self.backend, url=CHAT, body=self.ask("x", text)["body"])
+
+    def until(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            logs = "\n".join(worker.log.read_text() for worker in self.workers)
+            assert time.monotonic() < deadline, f"it did not happen in {timeout_s} s; {logs[-6000:]}"
+            time.sleep(0.01)
+
+    def many(self, number: int) -> list[dict[str, Any]]:
+        return [self.ask(f"line-{i}", f"question {i}") for i in range(number)]
+
+    def num_done(self, batch: Batch) -> int:
+        return self.backend.store.batch(batch.id).counts.done
+
+    def wait(self, batch: Batch, timeout_s: float = 30.0) -> Batch:
+        """The batch, ended."""
+        self.until(lambda: self.backend.store.batch(batch.id).status in ENDED, timeout_s)
+        return self.backend.store.batch(batch.id)
+
+    def lines(self, file_id: str | None) -> list[dict[str, Any]]:
+        if file_id is None:
+            return []
+        raw = b"".join(self.backend.blobs.open(f"files/{file_id}"))
+        return [json.loads(line) for line in raw.splitlines()]
+
+    def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The lines of the output and of the error file, once the batch has ended."""
+        ended = self.wait(batch)
+        assert ended.status in ("completed", "cancelled"), ended.errors
+        return self.lines(ended.output_file_id), self.lines(ended.error_file_id)
+
+
+@pytest.fixture
+def farm(redis: Redis, redis_server: str, tmp_path: Path) -> Iterator[Farm]:
+    settings = load_settings(
+        {},
+        data_dir=tmp_path / "data",
+        redis_url=redis_server,
+        model=MODEL,
+        engine="echo",
+        shard_lines=16,
+        lease_s=1.5,
+        max_num_seqs=64,
+    )
+    farm = Farm(backend_on(settings, redis), tmp_path)
+    yield farm
+    for worker in farm.workers:
+        worker.end()

@@ -1,0 +1,176 @@
+"""Lines on their way through an engine that may die: what is sent when, and which line is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pressrun.engine.request import ModelInfo, Output, Request
+from pressrun.jobs.records import Batch, Claim, Line, Shard
+from pressrun.workers.echo_engine import ByteTokenizer
+from pressrun.workers.flight import Flight
+from pressrun.workers.prompts import Prepared, Prompts
+from pressrun.workers.shard import RunningShard
+
+
+class Inbox:
+    """An engine that only remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, Request] = {}
+
+    def add(self, requests: Sequence[Request]) -> None:
+        assert not self.requests.keys() & {request.id for request in requests}
+        self.requests |= {request.id: request for request in requests}
+
+    def abort(self, ids: Iterable[str]) -> None:
+        for gone in ids:
+            del self.requests[gone]
+
+    def answer_all(self) -> list[Output]:
+        outputs = [Output(id=name, token_ids=[1], finish_reason="stop") for name in self.requests]
+        self.requests.clear()
+        return outputs
+
+    def prompts(self) -> list[str]:
+        return [bytes(request.prompt).decode().removeprefix("user: ") for request in self.requests.values()]
+
+
+def shard(index: int = 0, *, interactive: bool = False) -> RunningShard:
+    now = int(datetime.now(UTC).timestamp())
+    batch = Batch(
+        id="batch_x",
+        kind="batch",
+        endpoint="/v1/chat/completions",
+        input_file_id="f",
+        completion_window="24h",
+        created_at=now,
+        expires_at=now + 60,
+    )
+    claim = Claim(
+        batch=batch,
+        shard=Shard(index=index, first_line=0, num_lines=8, offset=0, size=1),
+        owner="o",
+        done=frozenset(),
+    )
+    return RunningShard(claim=claim, ticket=cast(Any, SimpleNamespace(interactive=interactive)))
+
+
+def prepared(*texts: str, **body: Any) -> list[Prepared]:
+    prompts = Prompts(ByteTokenizer(), ModelInfo(max_model_len=1000, vocab_size=256), "m")
+    lines = []
+    for index, text in enumerate(texts):
+        fields = {"model": "m", "messages": [{"role": "user", "content": text}]} | body
+        lines.append(Line(index=index, custom_id=text, url="/v1/chat/completions", body=fields))
+    ready = prompts.prepare(lines)
+    assert all(isinstance(one, Prepared) for one in ready)
+    return cast(list[Prepared], ready)
+
+
+@pytest.fixture
+def inbox() -> Inbox:
+    return Inbox()
+
+
+@pytest.fixture
+def flight(inbox: Inbox) -> Flight:
+    return Flight(inbox, weigh=lambda line: 10.0)
+
+
+def names(lines: Iterable[Any]) -> list[str]:
+    return [flying.prepared.line.custom_id for flying in lines]
+
+
+def test_a_line_is_complete_with_its_last_choice(flight: Flight, inbox: Inbox) -> None:
+    flight.add(shard(), prepared("a", "b", n=2))
+    flight.pump()
+    outputs = inbox.answer_all()
+    assert len(outputs) == 4
+    assert flight.take(outputs[:1] + outputs[2:3]) == []
+    assert names(flight.take(outputs[1:2])) == ["a"]
+    assert names(flight.take(outputs[3:])) == ["b"]
+    assert (len(flight), flight.weight) == (0, 0.0)
+
+
+def test_interactive_lines_go_ahead(flight: Flight, inbox: Inbox) -> None:
+    flight.add(shard(0), prepared("batch"))
+    flight.add(shard(1, interactive=True), prepared("job"))
+    flight.pump()
+    assert [request.priority for request in inbox.requests.values()] == [0, -1]
+    assert flight.num_interactive == 1
+
+
+def test_a_dropped_shard_is_aborted_and_late_answers_are_ignored(flight: Flight, inbox: Inbox) -> None:
+    lost, kept = shard(0), shard(1)
+    flight.add(lost, prepared("a"))
+    flight.add(kept, prepared("b"))
+    flight.pump()
+    late = [Output(id=next(iter(inbox.requests)), token_ids=[1], finish_reason="stop")]
+    flight.add(lost, prepared("not sent yet"))
+    flight.drop(lost)
+    flight.pump()
+    assert inbox.prompts() == ["b"]
+    assert flight.take(late) == []
+    assert len(flight) == 1
+
+
+def test_after_a_death_the_lines_go_in_halves_and_new_ones_wait(flight: Flight, inbox: Inbox) -> None:
+    flight.add(shard(), prepared("a", "b", "c", "d", "e"))
+    flight.pump()
+    inbox.requests.clear()
+    assert flight.engine_died() == []
+    flight.add(shard(1), prepared("new"))
+    flight.pump()
+    assert inbox.prompts() == ["a", "b", "c"]
+    flight.pump()
+    assert len(inbox.requests) == 3
+    flight.take(inbox.answer_all())
+    flight.pump()
+    assert inbox.prompts() == ["d", "e"]
+    flight.take(inbox.answer_all())
+    flight.pump()
+    assert inbox.prompts() == ["new"]
+
+
+@pytest.mark.parametrize("deadly", [{3}, {0}, {6}, {1, 5}, set(range(7))])
+def test_exactly_the_deadly_lines_are_given_up(flight: Flight, inbox: Inbox, deadly: set[int]) -> None:
+    flight.add(shard(), prepared(*map(str, range(7))))
+    given_up: list[str] = []
+    answered: list[str] = []
+    for _ in range(100):
+        if not len(flight):
+            break
+        flight.pump()
+        if any(int(prompt) in deadly for prompt in inbox.prompts()):
+            inbox.requests.clear()
+            given_up += names(flight.engine_died())
+        else:
+            answered += names(flight.take(inbox.answer_all()))
+    assert sorted(given_up) == sorted(map(str, deadly))
+    assert sorted(answered) == sorted(str(i) for i in range(7) if i not in deadly)
+
+
+def test_one_death_alone_may_be_an_accident(flight: Flight, inbox: Inbox) -> None:
+    flight.add(shard(), prepared("unlucky"))
+    flight.pump()
+    inbox.requests.clear()
+    assert flight.engine_died() == []
+    flight.pump()
+    assert names(flight.take(inbox.answer_all())) == ["unlucky"]
+
+
+def test_suspects_that_are_dropped_are_not_sent_again(flight: Flight, inbox: Inbox) -> None:
+    lost = shard()
+    flight.add(lost, prepared("a", "b"))
+    flight.pump()
+    inbox.requests.clear()
+    flight.engine_died()
+    flight.drop(lost)
+    flight.add(shard(1), prepared("new"))
+    for _ in range(3):
+        flight.pump()
+    assert inbox.prompts() == ["new"]

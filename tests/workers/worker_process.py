@@ -1,0 +1,49 @@
+"""A worker as a process of its own, with a stand-in engine that can be slow and that some prompts kill.
+
+usage: worker_process.py '{"step_s": 0.05, "max_num_seqs": 4, "grace_s": 20}', with settings in the environment
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+from pressrun.engine.request import Output, Request
+from pressrun.jobs.settings import load_settings
+from pressrun.workers.echo_engine import ByteTokenizer, EchoEngine
+from pressrun.workers.worker import run_with
+
+POISON = b"kill the engine"
+
+
+class MortalEngine(EchoEngine):
+    """Dies of a prompt with `POISON` in it, as a kernel that faults would make it."""
+
+    def _answer(self, request: Request) -> Output:
+        if POISON in bytes(request.prompt):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._answer(request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MortalFactory:
+    step_s: float
+    max_num_seqs: int
+
+    def __call__(self) -> MortalEngine:
+        return MortalEngine(step_s=self.step_s, max_num_seqs=self.max_num_seqs, max_model_len=4096)
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s %(message)s")
+    knobs = json.loads(sys.argv[1])
+    grace_s = knobs.pop("grace_s")
+    return run_with(load_settings(), MortalFactory(**knobs), ByteTokenizer, grace_s=grace_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

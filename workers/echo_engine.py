@@ -1,0 +1,105 @@
+"""A stand-in for the engine that answers at once with the prompt, for tests and measurements of the service.
+
+A token is a byte of UTF-8. Sampling parameters other than `max_tokens` change nothing in an echo.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from ..engine.request import Load, ModelInfo, Output, Request, TokenLogprob
+
+PAGE_SIZE = 16
+NUM_PAGES = 2**20
+
+
+class EchoEngine:
+    """Finishes at most `max_num_seqs` requests a step; a step takes `step_s` seconds."""
+
+    def __init__(self, *, max_model_len: int = 131072, max_num_seqs: int = 256, step_s: float = 0.0) -> None:
+        self.info = ModelInfo(max_model_len=max_model_len, vocab_size=256)
+        self.max_num_seqs = max_num_seqs
+        self.step_s = step_s
+        self._arrivals = count()
+        self._waiting: list[tuple[int, int, Request]] = []
+        self._num_prompt_tokens = self._num_generated_tokens = 0
+
+    def add(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            heapq.heappush(self._waiting, (request.priority, next(self._arrivals), request))
+
+    def abort(self, ids: Iterable[str]) -> None:
+        gone = set(ids)
+        self._waiting = [entry for entry in self._waiting if entry[2].id not in gone]
+        heapq.heapify(self._waiting)
+
+    def has_work(self) -> bool:
+        return bool(self._waiting)
+
+    def step(self) -> list[Output]:
+        if self.step_s:
+            time.sleep(self.step_s)
+        size = min(self.max_num_seqs, len(self._waiting))
+        return [self._answer(heapq.heappop(self._waiting)[2]) for _ in range(size)]
+
+    def load(self) -> Load:
+        return Load(
+            num_running=0,
+            num_waiting=len(self._waiting),
+            num_free_pages=NUM_PAGES,
+            num_pages=NUM_PAGES,
+            page_size=PAGE_SIZE,
+            num_preemptions=0,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=0,
+            num_generated_tokens=self._num_generated_tokens,
+        )
+
+    def _answer(self, request: Request) -> Output:
+        params = request.params
+        tokens = list(request.prompt[: params.max_tokens])
+        self._num_prompt_tokens += len(request.prompt)
+        self._num_generated_tokens += len(tokens)
+        return Output(
+            id=request.id,
+            token_ids=tokens,
+            # All of it, or as much as was allowed: there is no token that ends a sequence.
+            finish_reason="length",
+            logprobs=None if params.logprobs is None else [_certain(token, params.logprobs) for token in tokens],
+        )
+
+
+def _certain(token: int, num_top: int) -> TokenLogprob:
+    return TokenLogprob(token_id=token, logprob=0.0, top=((token, 0.0),)[:num_top])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EchoFactory:
+    """Builds an echo engine in the engine's process."""
+
+    max_model_len: int = 131072
+    max_num_seqs: int = 256
+    step_s: float = 0.0
+
+    def __call__(self) -> EchoEngine:
+        return EchoEngine(max_model_len=self.max_model_len, max_num_seqs=self.max_num_seqs, step_s=self.step_s)
+
+
+class ByteTokenizer:
+    """Bytes for tokens: as fast as a tokenizer can be."""
+
+    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return [text.encode() for text in texts]
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
+        return "\n".join(f"{message['role']}: {message['content']}" for message in messages).encode()
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(token_ids).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])

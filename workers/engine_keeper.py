@@ -1,0 +1,71 @@
+"""Keeps an engine running: starts it, hears it, starts it again when it dies, and gives up when that is of no use.
+
+Knows nothing of where lines come from or of where their answers go.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+from .engine_process import EngineDied, EngineProcess
+from .flight import Flight, Flying
+from .waker import Waker
+
+log = logging.getLogger(__name__)
+RESTART_S, LONGEST_RESTART_S = 0.1, 1.0
+MOST_DEATHS = 24  # Enough to single out one line of thousands; more, and it is the engine.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """Lines that are complete, and lines that are given up because the engine dies of them."""
+
+    complete: list[Flying]
+    deadly: list[Flying]
+
+
+class EngineKeeper:
+    """Call `hear` again and again. `ready` is set once the engine has come up for the first time."""
+
+    def __init__(self, engine: EngineProcess, flight: Flight, waker: Waker) -> None:
+        self._engine, self._flight, self._waker = engine, flight, waker
+        self._start_at = 0.0
+        self._deaths = 0
+        self.ready = False
+
+    @property
+    def worn_out(self) -> bool:
+        """Whether the engine has died too often to be started again."""
+        return self._deaths >= MOST_DEATHS
+
+    def hear(self, timeout: float) -> Heard:
+        """Send what is ready and wait up to `timeout` seconds for answers.
+
+        Raises EngineStartError, and EngineDied for an engine that never came up or is worn out.
+        """
+        if not self._engine.running and time.monotonic() >= self._start_at:
+            self._engine.start()
+        up = self._engine.info is not None
+        if up:
+            self._flight.pump()
+        try:
+            outputs = self._engine.poll(timeout, self._waker)
+        except EngineDied as death:
+            return Heard(complete=[], deadly=self._died(death))
+        self.ready = self.ready or up
+        if outputs:
+            self._deaths = 0
+        return Heard(complete=self._flight.take(outputs), deadly=[])
+
+    def _died(self, death: EngineDied) -> list[Flying]:
+        self._deaths += 1
+        log.error("%s (%d in a row, with %d lines in hand)", death, self._deaths, len(self._flight))
+        if not self.ready or self.worn_out:
+            raise death
+        deadly = self._flight.engine_died()
+        for flying in deadly:
+            log.error("line %r kills the engine and is given up", flying.prepared.line.custom_id)
+        self._start_at = time.monotonic() + min(RESTART_S * 2 ** (self._deaths - 1), LONGEST_RESTART_S)
+        return deadly

@@ -1,0 +1,126 @@
+"""The engine's process, seen from the worker: requests in, outputs out, and what happens when it dies.
+
+Knows nothing of lines or shards: whoever added requests to an engine that died adds them again to the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from ..engine.request import Load, ModelInfo, Output, Request
+from .engine_child import Command, Engine, Started, StartFailed, Stepped, main
+from .waker import Waker
+
+log = logging.getLogger(__name__)
+STOP_S = 5.0
+
+
+class EngineDied(Exception):
+    """The engine's process ended by itself; what it was working on is lost."""
+
+
+class EngineStartError(Exception):
+    """The engine cannot be built from its settings; the message says why."""
+
+
+class EngineProcess:
+    """Builds the engine with `factory` in a process of its own. To be used from one thread.
+
+    `start` returns at once; the engine takes requests once `info` is set, which `poll` brings about.
+    """
+
+    def __init__(self, factory: Callable[[], Engine]) -> None:
+        self._factory = factory
+        self._process: BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self.info: ModelInfo | None = None
+        self.load: Load | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the process; the one before must have ended."""
+        assert not self.running, "the engine runs already"
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, self._factory, os.getpid())
+        self._process = context.Process(target=main, args=arguments, name="pressrun-engine", daemon=True)
+        self._process.start()
+        theirs.close()  # So that the pipe ends with the child.
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process, as far as `poll` has seen."""
+        return self._process is not None
+
+    def add(self, requests: Sequence[Request]) -> None:
+        if requests:
+            self._send(Command(add=tuple(requests)))
+
+    def abort(self, ids: Iterable[str]) -> None:
+        wanted = tuple(ids)
+        if wanted:
+            self._send(Command(abort=wanted))
+
+    def poll(self, timeout: float, waker: Waker | None = None) -> list[Output]:
+        """Outputs since the last call, waiting up to `timeout` seconds for some, for the start, or for `waker`.
+
+        Raises EngineDied or EngineStartError once the process has ended and its last outputs have been returned.
+        """
+        pipes = [] if self._pipe is None else [self._pipe]
+        wakers = [] if waker is None else [waker.fileno()]
+        if any(isinstance(source, int) for source in wait([*pipes, *wakers], timeout)) and waker is not None:
+            waker.rest()
+        outputs: list[Output] = []
+        try:
+            while self._pipe is not None and self._pipe.poll():
+                outputs += self._heard(self._pipe.recv())
+        except (EOFError, OSError) as error:
+            if not outputs:
+                raise EngineDied(f"the engine's process ended: {self._bury()}") from error
+        return outputs
+
+    def stop(self) -> None:
+        """End the process: at the end of its step, or after `STOP_S` seconds by force."""
+        if self.running:
+            self._bury()
+
+    def _heard(self, message: object) -> list[Output]:
+        if isinstance(message, Stepped):
+            self.load = message.load
+            return message.outputs
+        if isinstance(message, StartFailed):
+            self._bury()
+            raise EngineStartError(message.message)
+        assert isinstance(message, Started)
+        self.info, self.load = message.info, message.load
+        return []
+
+    def _send(self, command: Command) -> None:
+        if self._pipe is None:
+            return
+        try:
+            self._pipe.send(command)
+        except OSError:
+            log.debug("the engine's process has ended; the next poll reports it")
+
+    def _bury(self) -> str:
+        """Close what is left of the process; how it ended, in words."""
+        assert self._process is not None
+        assert self._pipe is not None
+        self._pipe.close()
+        self._process.join(STOP_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        code = self._process.exitcode
+        self._process.close()
+        self._process = self._pipe = self.info = self.load = None
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"

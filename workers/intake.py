@@ -1,0 +1,101 @@
+"""From a ticket to lines that are ready to run, in a few threads: claim the shard, read it, make prompts.
+
+Nothing here waits for the engine, and the engine waits for nothing here. Knows nothing of RQ.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+from ..jobs.backend import Backend
+from ..jobs.ids import owner_id
+from ..jobs.lines import read_requests
+from ..jobs.records import Claim, Line, LineResult
+from .patience import Patiently
+from .prompts import Prepared, Prompts
+from .shard import Ticket
+from .waker import Waker
+
+MOST_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What became of a ticket: a claim with its missing lines, no claim (nothing is to be run), or an error."""
+
+    ticket: Ticket
+    claim: Claim | None = None
+    lines: tuple[Prepared | LineResult, ...] = ()
+    error: Exception | None = None
+
+
+class Intake:
+    """Hand tickets in with `submit`, and collect what became of them with `ready`, from one thread."""
+
+    def __init__(self, backend: Backend, prompts: Prompts, waker: Waker, patiently: Patiently) -> None:
+        self._backend = backend
+        self._patiently = patiently
+        self._prompts = prompts
+        self._waker = waker
+        threads = min(MOST_THREADS, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="intake")
+        self._done: SimpleQueue[Taken] = SimpleQueue()
+        self._pending: set[Ticket] = set()
+
+    @property
+    def num_interactive(self) -> int:
+        return sum(ticket.interactive for ticket in self._pending)
+
+    @property
+    def num_batch(self) -> int:
+        return len(self._pending) - self.num_interactive
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def submit(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            self._pending.add(ticket)
+            self._pool.submit(self._run, ticket)
+
+    def ready(self) -> list[Taken]:
+        """What has become of tickets since the last call."""
+        taken: list[Taken] = []
+        try:
+            while True:
+                taken.append(self._done.get_nowait())
+        except Empty:
+            self._pending -= {one.ticket for one in taken}
+            return taken
+
+    def close(self) -> None:
+        """Wait for what is under way; `ready` gives it."""
+        self._pool.shutdown(cancel_futures=False)
+
+    def _run(self, ticket: Ticket) -> None:
+        try:
+            taken = self._take(ticket)
+        except Exception as error:
+            # The edge of a thread: whatever it was, the main loop hears of it and fails the ticket.
+            taken = Taken(ticket=ticket, error=error)
+        self._done.put(taken)
+        self._waker.wake()
+
+    def _take(self, ticket: Ticket) -> Taken:
+        batch_id, shard = ticket.key
+        settings = self._backend.settings
+        claim = self._patiently(lambda: self._backend.shards.claim(batch_id, shard, owner_id(), settings.lease_s))
+        if claim is None:
+            return Taken(ticket=ticket)
+        lines = self._patiently(lambda: self._missing(claim))
+        return Taken(ticket=ticket, claim=claim, lines=tuple(self._prompts.prepare(lines)))
+
+    def _missing(self, claim: Claim) -> list[Line]:
+        batch, shard = claim.batch, claim.shard
+        chunks = self._backend.blobs_of(batch).open(batch.input_blob, shard.offset, shard.size)
+        lines = read_requests(chunks, first=shard.first_line, longest=self._backend.settings.max_line_bytes)
+        return [line for line in lines if line.index not in claim.done]

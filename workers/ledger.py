@@ -1,0 +1,158 @@
+"""The shards in hand: their leases, the results on their way to the store, and sealing.
+
+The store's word is final: a shard that it says is lost is let go at once, with all that was not stored.
+Knows nothing of RQ or of engines.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+
+from ..jobs.backend import Backend
+from ..jobs.finish import seal_shard
+from ..jobs.records import Claim, LineResult
+from .patience import Patiently
+from .shard import RunningShard, ShardKey, Ticket
+from .waker import Waker
+
+log = logging.getLogger(__name__)
+SEAL_THREADS = 4
+SEAL_RETRY_S = 2.0
+COMMIT_LINES = 1000  # Most lines in one round trip.
+
+
+class Ledger:
+    """To be used from one thread. `patiently` runs a Redis call until it is answered."""
+
+    def __init__(self, backend: Backend, waker: Waker, patiently: Patiently) -> None:
+        self._backend = backend
+        self._waker = waker
+        self._patiently = patiently
+        self._shards: dict[ShardKey, RunningShard] = {}
+        self._dirty: dict[ShardKey, RunningShard] = {}
+        self._dirty_since = 0.0
+        self._held_at = time.monotonic()
+        self._sealers = ThreadPoolExecutor(max_workers=SEAL_THREADS, thread_name_prefix="sealing")
+        self._sealed: SimpleQueue[tuple[RunningShard, bool]] = SimpleQueue()
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __iter__(self) -> Iterator[RunningShard]:
+        return iter(list(self._shards.values()))
+
+    def find(self, key: ShardKey) -> RunningShard | None:
+        return self._shards.get(key)
+
+    def open(self, claim: Claim, ticket: Ticket) -> RunningShard:
+        """Enter a claimed shard. One without missing lines is sealed at the next `commit`."""
+        shard = RunningShard(claim=claim, ticket=ticket)
+        assert shard.key not in self._shards
+        self._shards[shard.key] = shard
+        if len(claim.done) == claim.shard.num_lines:
+            self._mark(shard)
+        return shard
+
+    def enter(self, shard: RunningShard, result: LineResult) -> None:
+        """Note a finished line; one of a shard that has been let go is dropped."""
+        if shard.stage == "running":
+            shard.finished.append(result)
+            self._mark(shard)
+
+    def commit(self, *, now: bool = False) -> list[RunningShard]:
+        """Store what is due, in groups. Returns the shards that turn out to be lost."""
+        interval = self._backend.settings.commit_interval_s / 2  # Beside the time that the loop waits.
+        if not self._dirty or not (now or time.monotonic() - self._dirty_since >= interval):
+            return []
+        lost = []
+        while self._dirty:
+            lost += self._commit_group(self._next_group())
+        return lost
+
+    def hold(self, *, now: bool = False) -> list[RunningShard]:
+        """Renew the leases if it is time. Returns the shards that are lost, or no longer to be run."""
+        lease_s = self._backend.settings.lease_s
+        if not now and time.monotonic() - self._held_at < min(1.0, lease_s / 5):
+            return []
+        self._held_at = time.monotonic()
+        shards = list(self._shards.values())
+        if not shards:
+            return []
+        held = self._patiently(lambda: self._backend.shards.hold([shard.claim for shard in shards], lease_s))
+        # Sealing goes on whatever the batch's status: it is fenced by itself.
+        return [shard for shard, mine in zip(shards, held, strict=True) if not mine and shard.stage == "running"]
+
+    def sealed(self) -> list[RunningShard]:
+        """Shards that have been sealed since the last call; they are no longer in the ledger."""
+        done = []
+        try:
+            while True:
+                shard, succeeded = self._sealed.get_nowait()
+                if shard.stage == "gone":
+                    continue
+                if succeeded:
+                    self.let_go(shard)
+                    done.append(shard)
+                else:
+                    shard.stage = "running"  # Nothing of it runs: another commit finds it complete again.
+                    self._mark(shard)
+        except Empty:
+            return done
+
+    def let_go(self, shard: RunningShard) -> None:
+        """Forget a shard, and what has not been stored of it."""
+        shard.stage = "gone"
+        shard.finished.clear()
+        self._dirty.pop(shard.key, None)
+        del self._shards[shard.key]
+
+    def release(self, shard: RunningShard, *, count_attempt: bool) -> None:
+        """Hand a shard back to be run by someone else, now."""
+        self._patiently(lambda: self._backend.shards.release(shard.claim, count_attempt=count_attempt))
+
+    def close(self) -> None:
+        """Wait for the seals under way; `sealed` gives them."""
+        self._sealers.shutdown(cancel_futures=True)
+
+    def _mark(self, shard: RunningShard) -> None:
+        if not self._dirty:
+            self._dirty_since = time.monotonic()
+        self._dirty[shard.key] = shard
+
+    def _next_group(self) -> list[RunningShard]:
+        group: list[RunningShard] = []
+        num_lines = 0
+        while self._dirty and num_lines < COMMIT_LINES:
+            key = next(iter(self._dirty))
+            group.append(self._dirty.pop(key))
+            num_lines += len(group[-1].finished)
+        return group
+
+    def _commit_group(self, group: list[RunningShard]) -> list[RunningShard]:
+        commits = [shard.commit() for shard in group]
+        replies = self._patiently(lambda: self._backend.shards.commit(commits))
+        lost = []
+        for shard, reply in zip(group, replies, strict=True):
+            shard.finished.clear()
+            if reply == "lost":
+                lost.append(shard)
+            elif reply == "complete":
+                shard.stage = "sealing"
+                self._sealers.submit(self._seal, shard)
+        return lost
+
+    def _seal(self, shard: RunningShard) -> None:
+        try:
+            seal_shard(self._backend, shard.claim)
+            succeeded = True
+        except Exception:
+            # The edge of a thread: a full disk or a lost connection; what is to be sealed lies in the store.
+            log.exception("batch %s: shard %d could not be sealed and will be tried again", *shard.key)
+            succeeded = False
+            time.sleep(SEAL_RETRY_S)
+        self._sealed.put((shard, succeeded))
+        self._waker.wake()

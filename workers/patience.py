@@ -1,0 +1,45 @@
+"""Waiting for a Redis that does not answer: with back-off, and not for ever.
+
+What is retried here must be safe to do twice, because an answer that was lost may stand for a write that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from redis.exceptions import AuthenticationError, MasterDownError, ReadOnlyError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ..jobs.errors import StoreUnavailable
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 300.0
+# Down, unreachable, loading its data, or a replica that has not been made the primary yet.
+PASSING = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
+
+
+class Patiently(Protocol):
+    """`patiently` with its patience decided."""
+
+    def __call__(self, action: Callable[[], T]) -> T: ...
+
+
+def patiently(action: Callable[[], T], *, patience_s: Callable[[], float] = lambda: PATIENCE_S) -> T:
+    """Do `action` until Redis answers. Raises StoreUnavailable after `patience_s()` seconds (asked every time)."""
+    started, pause_s = time.monotonic(), 0.05
+    while True:
+        try:
+            return action()
+        except PASSING as error:
+            waited_s = time.monotonic() - started
+            if isinstance(error, AuthenticationError) or waited_s >= patience_s():
+                raise StoreUnavailable(f"Redis did not answer for {waited_s:.0f} s: {error}") from error
+            log.warning("waiting for Redis: %s", error)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 2.0)

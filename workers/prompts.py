@@ -1,0 +1,195 @@
+"""From a line's body to engine requests: fields, model, chat template, tokens, and whether it all fits.
+
+A line that cannot be served becomes a result that says why; it never stops its neighbours.
+Knows nothing of Redis, nor of when a line runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ..engine.request import ModelInfo, Request, SamplingParams
+from ..jobs.errors import UserError
+from ..jobs.lines import refused
+from ..jobs.records import Line, LineResult
+from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
+
+log = logging.getLogger(__name__)
+Body = ChatCompletionRequest | CompletionRequest
+
+
+class Tokenizer(Protocol):
+    """What a tokenizer does. All methods are thread-safe; text from users never becomes a special token."""
+
+    def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int]]: ...
+    def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
+        """The ids of a conversation up to where the answer begins. Raises ValueError if the template refuses it."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A line that is ready to run: `body.n` choices of every prompt; `params` go with `prompts`."""
+
+    line: Line
+    body: Body
+    prompts: tuple[Sequence[int], ...]
+    params: tuple[SamplingParams, ...]
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.prompts) * self.body.n
+
+    def requests(self, name: str, priority: int) -> list[Request]:
+        """The engine requests, choices of one prompt side by side; their ids are `name.0`, `name.1`, …"""
+        n = self.body.n
+        return [
+            Request(
+                id=f"{name}.{place}",
+                prompt=self.prompts[place // n],
+                params=_for_choice(self.params[place // n], place % n),
+                priority=priority,
+            )
+            for place in range(self.num_choices)
+        ]
+
+
+class Prompts:
+    """Prepares lines for one model. Thread-safe."""
+
+    def __init__(self, tokenizer: Tokenizer, info: ModelInfo, model: str) -> None:
+        self.tokenizer = tokenizer
+        self.info = info
+        self.model = model
+
+    def prepare(self, lines: Sequence[Line]) -> list[Prepared | LineResult]:
+        """Each line ready to run, or its refusal."""
+        return [self._prepare(line) for line in lines]
+
+    def _prepare(self, line: Line) -> Prepared | LineResult:
+        try:
+            body = parse_body(line.url, line.body)
+            self._check_model(body)
+            prompts = self._tokens(body)
+            params = tuple(self._params(body, prompt) for prompt in prompts)
+        except UserError as error:
+            return refused(line, error)
+        except Exception:
+            # The edge of one line: whatever a tokenizer or template does with it, its neighbours are to run.
+            log.exception("line %d (%r) could not be prepared", line.index, line.custom_id)
+            return refused(line, UserError("The request could not be prepared.", status=500, code="server_error"))
+        return Prepared(line=line, body=body, prompts=prompts, params=params)
+
+    def _check_model(self, body: Body) -> None:
+        if body.model != self.model:
+            message = f"The model `{body.model}` does not exist or you do not have access to it."
+            raise UserError(message, param="model", code="model_not_found", status=404)
+        if body.stream:
+            raise UserError(
+                "Streaming is not supported in the Batch API.", param="stream", code="streaming_unsupported"
+            )
+
+    def _tokens(self, body: Body) -> tuple[Sequence[int], ...]:
+        if isinstance(body, ChatCompletionRequest):
+            try:
+                return (self.tokenizer.chat([_message(body, place) for place in range(len(body.messages))]),)
+            except ValueError as error:
+                raise UserError(
+                    f"The model's chat template refuses this conversation: {error}", param="messages"
+                ) from error
+        prompt = body.prompt
+        if isinstance(prompt, str):
+            return tuple(self.tokenizer.encode([prompt]))
+        if isinstance(prompt[0], str):
+            return tuple(self.tokenizer.encode([text for text in prompt if isinstance(text, str)]))
+        if isinstance(prompt[0], int):
+            return (self._known([token for token in prompt if isinstance(token, int)], "prompt"),)
+        return tuple(self._known(tokens, "prompt") for tokens in prompt if isinstance(tokens, list))
+
+    def _known(self, tokens: list[int], param: str) -> list[int]:
+        if max(tokens, default=0) >= self.info.vocab_size:
+            message = f"Invalid value for '{param}': token {max(tokens)} is not in the model's vocabulary."
+            raise UserError(f"{message} It has {self.info.vocab_size} tokens.", param=param, code="invalid_value")
+        return tokens
+
+    def _params(self, body: Body, prompt: Sequence[int]) -> SamplingParams:
+        return _shared(
+            SamplingParams(
+                max_tokens=self._max_tokens(body, len(prompt)),
+                min_tokens=body.min_tokens,
+                temperature=body.temperature,
+                top_p=body.top_p,
+                top_k=max(body.top_k, 0),
+                min_p=body.min_p,
+                seed=body.seed,
+                presence_penalty=body.presence_penalty,
+                frequency_penalty=body.frequency_penalty,
+                repetition_penalty=body.repetition_penalty,
+                stop=tuple(body.stop),
+                stop_token_ids=tuple(self._known(body.stop_token_ids, "stop_token_ids")),
+                ignore_eos=body.ignore_eos,
+                logprobs=body.num_logprobs,
+            )
+        )
+
+    def _max_tokens(self, body: Body, num_prompt: int) -> int:
+        """What was asked for, or what fits if nothing was. Raises UserError if it does not fit."""
+        context = self.info.max_model_len
+        room = context - num_prompt
+        what = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
+        limit = f"This model's maximum context length is {context} tokens."
+        if num_prompt == 0:
+            raise UserError(f"The {what} must hold at least one token.", param=what, code="invalid_value")
+        if room < 1:
+            message = f"{limit} However, your {what} resulted in {num_prompt} tokens."
+            message += f" Please reduce the length of the {what}."
+            raise UserError(message, param=what, code="context_length_exceeded")
+        name = _limit_name(body)
+        wanted = body.limit if name else min(body.limit or room, room)
+        if wanted is not None and wanted > room:
+            message = f"{limit} However, your {what} resulted in {num_prompt} tokens and '{name}' asks for {wanted}"
+            raise UserError(f"{message}: at most {room} fit.", param=name, code="context_length_exceeded")
+        if body.min_tokens > (wanted or room):
+            message = f"{limit} However, your {what} resulted in {num_prompt} tokens and 'min_tokens' asks for"
+            raise UserError(
+                f"{message} {body.min_tokens}: at most {wanted or room} fit.",
+                param="min_tokens",
+                code="context_length_exceeded",
+            )
+        return wanted or room
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared(params: SamplingParams) -> SamplingParams:
+    """One object for equal parameters: most lines of a batch have the same, and send them to the engine once."""
+    return params
+
+
+def _limit_name(body: Body) -> str | None:
+    """The field that sets the most tokens to write, if one does."""
+    if isinstance(body, ChatCompletionRequest) and body.max_completion_tokens is not None:
+        return "max_completion_tokens"
+    return "max_tokens" if body.max_tokens is not None else None
+
+
+def _message(body: ChatCompletionRequest, place: int) -> dict[str, str]:
+    message = body.messages[place]
+    # OpenAI's newer name for the same role; templates know only the older one.
+    role = "system" if message.role == "developer" else message.role
+    named = {} if message.name is None else {"name": message.name}
+    return {"role": role, "content": message.text} | named
+
+
+def _for_choice(params: SamplingParams, choice: int) -> SamplingParams:
+    """Each choice of a seeded request draws from a seed of its own; the first one from the request's."""
+    if params.seed is None or choice == 0:
+        return params
+    digest = hashlib.blake2b(f"{params.seed}:{choice}".encode(), digest_size=8).digest()
+    return replace(params, seed=int.from_bytes(digest) >> 1)

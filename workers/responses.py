@@ -1,0 +1,153 @@
+"""From an engine's outputs to the body that OpenAI's API would have answered with.
+
+Token ids become text here, once a line is complete. Knows nothing of where the body goes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..engine.request import Output, TokenLogprob
+from ..jobs.errors import UserError
+from ..jobs.ids import passing_id
+from ..jobs.lines import answered, refused
+from ..jobs.records import LineResult, Usage
+from ..jobs.requests import ChatCompletionRequest
+from .prompts import Body, Prepared, Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What one sequence says: its text, and the log-probabilities of the tokens that the text is made of."""
+
+    text: str
+    finish_reason: str
+    logprobs: list[TokenLogprob] | None
+
+
+def result_of(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) -> LineResult:
+    """How a line ended; `outputs` are whole, in the order of its requests."""
+    for output in outputs:
+        if output.finish_reason in ("error", "abort"):
+            message = output.error or "The engine aborted this request."
+            return refused(prepared.line, UserError(message, status=500, code="server_error"))
+    body, usage = answer(prepared, outputs, tokenizer)
+    return answered(prepared.line, body, usage)
+
+
+def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) -> tuple[dict[str, Any], Usage]:
+    """The response body of a line that ran, and what it used."""
+    body = prepared.body
+    usage = _usage(prepared, outputs)
+    choices = [choice_of(body, output, tokenizer) for output in outputs]
+    chat = isinstance(body, ChatCompletionRequest)
+    fields: dict[str, Any] = {
+        "id": passing_id("chatcmpl-" if chat else "cmpl-"),
+        "object": "chat.completion" if chat else "text_completion",
+        "created": int(time.time()),
+        "model": body.model,
+        "choices": [
+            (_chat_choice if chat else _text_choice)(place, choice, tokenizer) for place, choice in enumerate(choices)
+        ],
+        "usage": _usage_fields(usage),
+        "system_fingerprint": None,
+    }
+    return fields, usage
+
+
+def choice_of(body: Body, output: Output, tokenizer: Tokenizer) -> Choice:
+    """The visible part of a sequence: neither the token that ended it, nor its stop string, unless asked for."""
+    tokens = output.token_ids
+    by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
+    if by_token and not body.include_stop_str_in_output:
+        tokens = tokens[:-1]
+    text = tokenizer.decode(tokens, skip_special_tokens=body.skip_special_tokens)
+    logprobs = None if output.logprobs is None else output.logprobs[: len(tokens)]
+    if isinstance(output.stop_reason, str):
+        # What stands before min_tokens does not stop a sequence, so there the last one is meant.
+        place = (text.rfind if body.min_tokens else text.find)(output.stop_reason)
+        if place >= 0:
+            text = text[: place + len(output.stop_reason) * body.include_stop_str_in_output]
+            logprobs = _within(logprobs, len(text.encode()), tokenizer)
+    return Choice(text=text, finish_reason=output.finish_reason or "stop", logprobs=logprobs)
+
+
+def _within(logprobs: list[TokenLogprob] | None, size: int, tokenizer: Tokenizer) -> list[TokenLogprob] | None:
+    """Those of the tokens that begin within the first `size` bytes."""
+    if logprobs is None:
+        return None
+    kept, offset = 0, 0
+    while kept < len(logprobs) and offset < size:
+        offset += len(tokenizer.token_bytes(logprobs[kept].token_id))
+        kept += 1
+    return logprobs[:kept]
+
+
+def _usage(prepared: Prepared, outputs: Sequence[Output]) -> Usage:
+    """A prompt counts once, however many choices it has; as cached counts what was there before the line came."""
+    n = prepared.body.n
+    cached = (min(output.num_cached_tokens for output in outputs[at : at + n]) for at in range(0, len(outputs), n))
+    return Usage(
+        input_tokens=sum(map(len, prepared.prompts)),
+        cached_tokens=sum(cached),
+        output_tokens=sum(len(output.token_ids) for output in outputs),
+    )
+
+
+def _usage_fields(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def _chat_choice(place: int, choice: Choice, tokenizer: Tokenizer) -> dict[str, Any]:
+    content = None if choice.logprobs is None else [_chat_token(entry, tokenizer) for entry in choice.logprobs]
+    return {
+        "index": place,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
+        "logprobs": None if content is None else {"content": content, "refusal": None},
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def _chat_token(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:
+    top = [_token_fields(token, logprob, tokenizer) for token, logprob in entry.top]
+    return _token_fields(entry.token_id, entry.logprob, tokenizer) | {"top_logprobs": top}
+
+
+def _token_fields(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    raw = tokenizer.token_bytes(token)
+    # JSON has no infinity: a token that cannot be drawn gets OpenAI's stand-in for one.
+    return {"token": raw.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+
+
+def _text_choice(place: int, choice: Choice, tokenizer: Tokenizer) -> dict[str, Any]:
+    logprobs = None if choice.logprobs is None else _text_logprobs(choice.logprobs, tokenizer)
+    return {"index": place, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish_reason}
+
+
+def _text_logprobs(entries: list[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+    tokens = [_token_fields(entry.token_id, entry.logprob, tokenizer) for entry in entries]
+    tops = [[_token_fields(token, logprob, tokenizer) for token, logprob in entry.top] for entry in entries]
+    offsets, offset = [], 0
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token["token"])
+    return {
+        "tokens": [token["token"] for token in tokens],
+        "token_logprobs": [token["logprob"] for token in tokens],
+        "top_logprobs": [{token["token"]: token["logprob"] for token in top} for top in tops],
+        "text_offset": offsets,
+    }

@@ -1,0 +1,323 @@
+"""The worker: one loop that takes shards, keeps the engine full with their lines, and stores what comes back.
+
+    take tickets -> intake (threads) -> flight -> engine (process) -> answers -> ledger -> store, seal, RQ
+
+Everything slow is elsewhere, and everything that changes is changed here, in one thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from redis.exceptions import RedisError
+
+from ..engine.errors import EngineError
+from ..engine.request import ModelInfo
+from ..jobs.backend import Backend, connect
+from ..jobs.errors import PressrunError, SettingsError
+from ..jobs.lines import never_ran
+from ..jobs.records import LineResult, ModelCard
+from ..jobs.settings import Settings
+from .appetite import Appetite
+from .engine_child import Engine
+from .engine_keeper import EngineKeeper
+from .engine_process import EngineDied, EngineProcess, EngineStartError
+from .engines import engine_of
+from .flight import Flight
+from .housekeeping import Housekeeper
+from .intake import Intake, Taken
+from .ledger import Ledger
+from .patience import PATIENCE_S, patiently
+from .prompts import Prepared, Prompts, Tokenizer
+from .responses import result_of
+from .rq_desk import RqDesk
+from .shard import RunningShard
+from .waker import Waker
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+GRACE_S = 20.0  # How long lines in hand may still run after the first signal to stop.
+START_S = 60.0  # How long a starting worker waits for Redis.
+LAST_WORDS_S = 5.0  # How long a stopping worker waits for Redis.
+SAME_SIGNAL_S = 1.0  # Ctrl-C and a supervisor's SIGTERM are one wish, if they come together.
+TICK_S = 0.02
+LOOK_S = 1.0
+CARD_S = 10.0
+MOST_TICKETS = 512
+
+
+class PressrunWorker(RqDesk):
+    """Runs shards until told to stop. `work` is the loop; it returns True after a clean stop."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        engine: EngineProcess,
+        tokenizer: Tokenizer,
+        *,
+        name: str | None = None,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        settings = backend.settings
+        name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        super().__init__(backend.redis, name=name, lease_s=settings.lease_s)
+        self.backend = backend
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.grace_s = grace_s
+        self.waker = Waker()
+        self.appetite = Appetite(settings.max_num_seqs)
+        self.flight = Flight(engine, weigh=self.appetite.weight)
+        self.keeper = EngineKeeper(engine, self.flight, self.waker)
+        self.ledger = Ledger(backend, self.waker, self._patiently)
+        self.intake: Intake | None = None
+        self._closing = threading.Event()
+        self._housekeeper: threading.Thread | None = None
+        self._stop_at: float | None = None
+        self._cold = False
+        self._suspended = False
+        self._due: dict[str, float] = {}
+        self._card: ModelCard | None = None
+
+    # From birth to death
+
+    def work(self, burst: bool = False, logging_level: str | None = "INFO", *args: Any, **options: Any) -> bool:
+        """Run shards until a signal. Raises EngineStartError, EngineDied or StoreUnavailable if that cannot go on."""
+        if burst or args or options:
+            raise SettingsError("a Pressrun worker takes none of RQ's options: no burst mode and no scheduler")
+        patiently(lambda: self.bootstrap(logging_level))
+        self._install_signal_handlers()
+        try:
+            while not self._finished():
+                self._turn()
+        finally:
+            try:
+                self._put_all_down()
+            finally:
+                self.engine.stop()
+                self.teardown()  # type: ignore[no-untyped-call]
+                self.waker.close()
+        return True
+
+    def _turn(self) -> None:
+        """One round of the loop; it waits only for the engine, and not for long."""
+        self._let_go_of(self.ledger.hold())  # First: after a long pause most else is not this worker's to say.
+        self._look_around()
+        self._take_tickets()
+        for taken in self.intake.ready() if self.intake else ():
+            self._receive(taken)
+        self._hear_engine()
+        self._let_go_of(self.ledger.commit())
+        self._finish_sealed()
+        self._hand_back_stopped()
+
+    def _finished(self) -> bool:
+        if self._stop_at is None:
+            return False
+        in_hand = len(self.ledger) + (len(self.intake) if self.intake else 0)
+        return self._cold or not in_hand or time.monotonic() >= self._stop_at
+
+    def _put_all_down(self) -> None:
+        """Store what is finished, and hand the rest back so that others need not wait for a lease."""
+        self._stop_at = self._stop_at or time.monotonic()
+        self._cold = True
+        self._closing.set()
+        if self.intake:
+            self.intake.close()
+            for taken in self.intake.ready():
+                self._receive(taken)
+        self._let_go_of(self.ledger.commit(now=True))
+        self.ledger.close()
+        self._finish_sealed()
+        left = list(self.ledger)
+        for shard in left:
+            self._hand_back(shard, count_attempt=self.keeper.worn_out)
+        if left:
+            log.info("%d unfinished shards are handed back", len(left))
+        if self._housekeeper:
+            self._housekeeper.join()
+        self._patiently(lambda: self.backend.store.forget_model(self.name))
+
+    # Signals
+
+    def _install_signal_handlers(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+
+    def request_stop(self, signum: Any = None, frame: Any = None) -> None:
+        """Finish what is in hand within the grace period. Asked again, hand it back now."""
+        now = time.monotonic()
+        if self._stop_at is None:
+            self._stop_at = now + self.grace_s
+            self._stop_requested = True
+            self._asked_to_stop_at = now
+        elif now - self._asked_to_stop_at > SAME_SIGNAL_S:
+            self._cold = True
+        self.waker.wake()
+
+    # The engine
+
+    def _hear_engine(self) -> None:
+        heard = self.keeper.hear(min(TICK_S, self.backend.settings.commit_interval_s / 2))
+        for flying in heard.complete:
+            outputs = flying.ordered_outputs()
+            for output in outputs:
+                self.appetite.learn(len(flying.prepared.prompts[0]), len(output.token_ids))
+            self.ledger.enter(flying.shard, result_of(flying.prepared, outputs, self.tokenizer))
+        for flying in heard.deadly:
+            self.ledger.enter(flying.shard, never_ran(flying.prepared.line, "worker_lost"))
+        if self.intake is None and self.engine.info is not None:
+            self._open_for_business(self.engine.info)
+
+    def _open_for_business(self, info: ModelInfo) -> None:
+        """The model is loaded for the first time: announce it, and begin to take shards."""
+        settings = self.backend.settings
+        self._card = ModelCard(
+            id=settings.model_name, max_model_len=info.max_model_len, created=int(time.time()), worker=self.name
+        )
+        self._touch_model()
+        prompts = Prompts(self.tokenizer, info, settings.model_name)
+        self.intake = Intake(self.backend, prompts, self.waker, self._patiently)
+        # Validation asks which models are served, so it must not begin before ours is.
+        keep_house = Housekeeper(self.backend).run
+        self._housekeeper = threading.Thread(target=keep_house, args=(self._closing,), name="housekeeper", daemon=True)
+        self._housekeeper.start()
+
+    # Shards
+
+    def _take_tickets(self) -> None:
+        load = self.engine.load
+        if self.intake is None or load is None or self._stop_at is not None or self._suspended:
+            return
+        lines = self.backend.settings.shard_lines
+        in_hand = len(self.flight) - self.flight.num_interactive + self.intake.num_batch * lines
+        wanted = self.appetite.wanted(load, in_hand, self.flight.weight)
+        urgent = self.appetite.wanted(load, self.flight.num_interactive + self.intake.num_interactive, 0.0)
+        if not self._is_due("take", TICK_S):
+            return
+        counts = min(urgent, MOST_TICKETS), min(-(-wanted // lines), MOST_TICKETS)
+        tickets = self._patiently(lambda: self.take(*counts)) if any(counts) else []
+        if tickets:
+            self._due["take"] = 0.0
+            self.intake.submit(tickets)
+
+    def _receive(self, taken: Taken) -> None:
+        """A ticket has come back from intake."""
+        if taken.error is not None:
+            log.error("batch %s: shard %d cannot be run", *taken.ticket.key, exc_info=taken.error)
+            # Its lease is left to lapse, so that it is not tried again at once, nor for ever.
+            self._patiently(lambda: self.fail(taken.ticket, taken.error or RuntimeError()))
+            return
+        if taken.claim is None:
+            self._patiently(lambda: self.succeed([taken.ticket]))
+            return
+        earlier = self.ledger.find(taken.ticket.key)
+        if earlier is not None:
+            self._let_go(earlier)  # Queued again while it was here: the newer claim has it.
+        shard = self.ledger.open(taken.claim, taken.ticket)
+        for line in taken.lines:
+            if isinstance(line, LineResult):
+                self.ledger.enter(shard, line)
+        self.flight.add(shard, (line for line in taken.lines if isinstance(line, Prepared)))
+
+    def _let_go_of(self, lost: list[RunningShard]) -> None:
+        for shard in lost:
+            log.info("batch %s: shard %d is no longer this worker's", *shard.key)
+            self._let_go(shard)
+
+    def _let_go(self, shard: RunningShard) -> None:
+        """Forget a shard that is no longer ours."""
+        self.flight.drop(shard)
+        self.ledger.let_go(shard)
+        self._patiently(lambda: self.put_down([shard.ticket]))
+
+    def _hand_back(self, shard: RunningShard, *, count_attempt: bool) -> None:
+        """Give up a shard that is ours. RQ's job goes first: the store may have the shard queued again at once."""
+        self._let_go(shard)
+        self.ledger.release(shard, count_attempt=count_attempt)
+
+    def _finish_sealed(self) -> None:
+        sealed = self.ledger.sealed()
+        if sealed:
+            self._patiently(lambda: self.succeed([shard.ticket for shard in sealed]))
+
+    def _hand_back_stopped(self) -> None:
+        """`rq stop-job` stops an execution; the shard waits for its next turn. To end a batch, cancel it."""
+        wanted = self.stops_wanted()
+        for shard in self.ledger if wanted else ():
+            if shard.ticket.execution.id in wanted and shard.stage == "running":
+                log.warning("batch %s: shard %d is stopped by request and handed back", *shard.key)
+                self._hand_back(shard, count_attempt=True)
+
+    # Now and then
+
+    def _look_around(self) -> None:
+        if self._is_due("look", LOOK_S):
+            self._suspended = self._patiently(self.suspended)
+        if self._is_due("beat", min(self.backend.settings.lease_s / 3, CARD_S)):
+            self._patiently(lambda: self.beat([shard.ticket for shard in self.ledger]))
+        if self._is_due("card", CARD_S):
+            self._touch_model()
+        if self.should_run_maintenance_tasks:
+            self._patiently(self.run_maintenance_tasks)
+
+    def _touch_model(self) -> None:
+        if self._card is not None:
+            card = self._card
+            self._patiently(lambda: self.backend.store.touch_model(card))
+
+    def _is_due(self, name: str, interval: float) -> bool:
+        now = time.monotonic()
+        if now < self._due.get(name, 0.0):
+            return False
+        self._due[name] = now + interval
+        return True
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Wait for Redis while there is nothing else to do; a worker that stops waits for no one."""
+        return patiently(action, patience_s=lambda: LAST_WORDS_S if self._stop_at is not None else PATIENCE_S)
+
+
+def run(settings: Settings, model_dir: Path | None = None) -> int:
+    """Work until told to stop; the exit code. `model_dir` is the model's folder (None with the echo engine)."""
+    try:
+        factory, load_tokenizer = engine_of(settings, model_dir)
+    except SettingsError as error:
+        log.error("the worker cannot start: %s", error)
+        return 1
+    return run_with(settings, factory, load_tokenizer)
+
+
+def run_with(
+    settings: Settings,
+    factory: Callable[[], Engine],
+    load_tokenizer: Callable[[], Tokenizer],
+    *,
+    grace_s: float = GRACE_S,
+) -> int:
+    """Work with a given engine until told to stop; the exit code."""
+    engine = EngineProcess(factory)
+    try:
+        backend = connect(settings)
+        engine.start()  # The model loads while this process gets ready too.
+        tokenizer = load_tokenizer()
+        worker = patiently(
+            lambda: PressrunWorker(backend, engine, tokenizer, grace_s=grace_s), patience_s=lambda: START_S
+        )
+        worker.work(logging_level=settings.log_level.upper())
+    except (PressrunError, EngineError, EngineStartError, EngineDied, RedisError) as error:
+        log.error("the worker ends: %s", error)
+        return 1
+    finally:
+        engine.stop()
+    backend.close()
+    return 0
