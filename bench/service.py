@@ -78,7 +78,7 @@ def service(folder: Path) -> Iterator[tuple[OpenAI, subprocess.Popen[bytes]]]:
         port = probe.getsockname()[1]
     settings = {"DATA_DIR": folder, "PORT": port, "ENGINE": "echo", "MODEL": MODEL, "MAX_BATCH_LINES": 10**6}
     environment = os.environ | {f"PRESSRUN_{name}": str(value) for name, value in settings.items()}
-    command = [Path(sys.executable).parent / "pressrun", "up"]
+    command = [str(Path(sys.executable).parent / "pressrun"), "up"]
     process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
     client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0)
     try:

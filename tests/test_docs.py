@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from pressrun.api.app import create_app
 from pressrun.cli.main import app as cli
-from pressrun.engine.models.registry import ARCHITECTURES
+from pressrun.engine.models import REGISTRY
 from pressrun.jobs.settings import PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_every_model_family_is_in_the_readme() -> None:
-    for architecture in ARCHITECTURES:
+    for architecture in REGISTRY:
         assert f"`{architecture}`" in README, f"README lacks the model: {architecture}"
 
 

@@ -47,7 +47,7 @@ class Service:
         }
         environment = os.environ | {f"PRESSRUN_{name}": str(value) for name, value in settings.items()}
         self.log = open(folder / "up.log", "wb")  # noqa: SIM115 (closed in stop)
-        command = [Path(sys.executable).parent / "pressrun", "up"]
+        command = [str(Path(sys.executable).parent / "pressrun"), "up"]
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
         self.client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0)
 

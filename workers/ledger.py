@@ -50,10 +50,10 @@ class Ledger:
 
     def open(self, claim: Claim, ticket: Ticket) -> RunningShard:
         """Enter a claimed shard. One without missing lines is sealed at the next `commit`."""
-        shard = RunningShard(claim=claim, ticket=ticket)
+        shard = RunningShard(claim=claim, ticket=ticket, num_left=claim.shard.num_lines - len(claim.done))
         assert shard.key not in self._shards
         self._shards[shard.key] = shard
-        if len(claim.done) == claim.shard.num_lines:
+        if not shard.num_left:
             self._mark(shard)
         return shard
 
@@ -61,6 +61,7 @@ class Ledger:
         """Note a finished line; one of a shard that has been let go is dropped."""
         if shard.stage == "running":
             shard.finished.append(result)
+            shard.num_left -= 1
             self._mark(shard)
 
     def commit(self, *, now: bool = False) -> list[RunningShard]:
@@ -138,7 +139,11 @@ class Ledger:
         lost = []
         for shard, reply in zip(group, replies, strict=True):
             shard.finished.clear()
-            if reply == "lost":
+            if reply == "ok" and not shard.num_left:
+                # Every line was stored, and yet some are missing: a crash of Redis took them back.
+                self.release(shard, count_attempt=True)
+                lost.append(shard)
+            elif reply == "lost":
                 lost.append(shard)
             elif reply == "complete":
                 shard.stage = "sealing"
@@ -148,6 +153,8 @@ class Ledger:
     def _seal(self, shard: RunningShard) -> None:
         try:
             seal_shard(self._backend, shard.claim)
+            if self._backend.shards.release(shard.claim, count_attempt=True):
+                log.warning("batch %s: shard %d lost lines in a crash of Redis and runs again", *shard.key)
             succeeded = True
         except Exception:
             # The edge of a thread: a full disk or a lost connection; what is to be sealed lies in the store.

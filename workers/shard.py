@@ -34,10 +34,14 @@ class Ticket:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RunningShard:
-    """A shard in hand. It is `running` until every line is stored, then `sealing`, and `gone` once let go."""
+    """A shard in hand. It is `running` until every line is stored, then `sealing`, and `gone` once let go.
+
+    `num_left` lines have no result yet; those that are `finished` are not stored yet.
+    """
 
     claim: Claim
     ticket: Ticket
+    num_left: int
     stage: Literal["running", "sealing", "gone"] = "running"
     finished: list[LineResult] = field(default_factory=list)
 

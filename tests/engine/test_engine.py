@@ -264,7 +264,7 @@ def test_the_pool_is_sized_from_the_settings_and_too_much_is_a_clear_error(
     tiny: Path, make_engine: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page_bytes = 2 * 2 * 2 * 16 * 16 * 4  # keys and values, layers, kv heads, tokens, head size, float32
-    engine = make_engine(tiny, num_pages=None, kv_cache_gb=0.001)
+    engine = make_engine(tiny, device="cpu", num_pages=None, kv_cache_gb=0.001)
     assert engine.load().num_pages == int(0.001 * (1 << 30)) // page_bytes
     with pytest.raises(OutOfMemory, match="kv_cache_gb"):
         Engine(EngineConfig(model=tiny, device="cpu", kv_cache_gb=1e-6))

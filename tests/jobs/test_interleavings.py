@@ -1,19 +1,18 @@
 """Workers, housekeepers and clients that run into one another, stall and die between any two calls.
 
-Whatever happens, every line comes out once. The machine starts actions, moves each from call to call, kills some,
-lets leases lapse and windows close; at the end healthy processes take over, and everything is counted.
+Whatever happens, every line comes out once. A story starts actions, moves each from call to call, kills some, lets
+leases lapse and windows close; at the end healthy processes take over, and everything is counted.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs.backend import Backend
@@ -23,20 +22,14 @@ from pressrun.jobs.store import batch_key
 from pressrun.jobs.submit import create_batch, create_file, create_job, job_result
 from pressrun.workers.housekeeping import Housekeeper, Task
 
-from .conftest import MakeBackend, chat_line, serve_model
+from .conftest import MakeBackend, chat_line, encode, serve_model
 from .simulated import Process, run_shard
 
+CHAT = "/v1/chat/completions"
 NUM_LINES, SHARD_LINES = 7, 2
+NUM_SHARDS = -(-NUM_LINES // SHARD_LINES)
 NAMES = [f"c{i}" for i in range(NUM_LINES)]
-# The same ones every time, unless more are asked for.
-EFFORT = settings(
-    max_examples=int(os.environ.get("PRESSRUN_TEST_INTERLEAVINGS", "60")),
-    stateful_step_count=40,
-    deadline=None,
-    derandomize="PRESSRUN_TEST_INTERLEAVINGS" not in os.environ,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+NUM_STORIES, NUM_SLICES = int(os.environ.get("PRESSRUN_TEST_STORIES", "160")), 8
 # What an action may end in because another was faster; it is tried again, as its caller would.
 LATE = (LockNotOwnedError, BlobMissing, Conflict)
 
@@ -52,33 +45,58 @@ def tick(backend: Backend) -> None:
     Inline(backend).tick()
 
 
-class Interleavings(RuleBasedStateMachine):
-    backend: Backend
+class Story:
+    """One batch or job, and what befalls it; the same for the same seed."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, backend: Backend, seed: int) -> None:
+        self.backend = backend
+        self.chance = random.Random(seed)
         self.processes: list[Process] = []
         self.batch_id: str | None = None
-        self.runs = 0
+        self.num_runs = 0
+        events: dict[Callable[[], None], float] = {
+            self.work: 4,
+            self.keep_house: 4,
+            self.advance: 40,
+            self.finish_one: 3,
+            self.kill: self.chance.choice([0, 1, 4]),
+            self.let_leases_lapse: self.chance.choice([0, 1, 3]),
+            self.let_the_lock_lapse: self.chance.choice([0, 0, 1]),
+            self.cancel: self.chance.choice([0, 0, 1]),
+            self.let_the_window_close: self.chance.choice([0, 0, 1]),
+        }
+        self.events, self.weights = list(events), list(events.values())
 
-    @initialize(job=st.booleans())
-    def submit(self, job: bool) -> None:
+    def tell(self) -> None:
         self.backend.redis.flushall()
         serve_model(self.backend)
-        raw = b"\n".join(json.dumps(chat_line(name)).encode() for name in NAMES)
-        file = create_file(self.backend, filename="in.jsonl", purpose="batch", chunks=[raw])
+        self.submit()
+        for _ in range(self.chance.randint(20, 200)):
+            event = self.chance.choices(self.events, self.weights)[0]
+            if self.exists() or event in (self.advance, self.keep_house):
+                event()
+        self.end()
 
-        def create(backend: Backend) -> None:
-            if job:
-                create_job(backend, url="/v1/chat/completions", body=chat_line("x")["body"])
-            else:
-                create_batch(
-                    backend, input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    # What may happen
+
+    def submit(self) -> None:
+        if self.chance.random() < 0.2:
+            body = chat_line("x")["body"]
+            self.start(lambda backend: create_job(backend, url=CHAT, body=body))
+        else:
+            raw = encode(*map(chat_line, NAMES))
+            file = create_file(self.backend, filename="in.jsonl", purpose="batch", chunks=[raw])
+            self.start(
+                lambda backend: create_batch(
+                    backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h"
                 )
+            )
+        if self.chance.random() < 0.7:
+            self.processes[0].finish()
+            self.start(tick)
+            self.processes[1].finish()
 
-        self.start(create)
-
-    def start(self, action: Any) -> None:
+    def start(self, action: Callable[[Backend], Any]) -> None:
         self.processes.append(Process(self.backend, action))
 
     def exists(self) -> bool:
@@ -87,122 +105,125 @@ class Interleavings(RuleBasedStateMachine):
             self.batch_id = found[0] if found else None
         return self.batch_id is not None
 
-    @precondition(exists)
-    @rule(shard=st.integers(0, (NUM_LINES - 1) // SHARD_LINES))
-    def work(self, shard: int) -> None:
-        self.runs += 1
-        batch_id, seed = str(self.batch_id), self.runs
-        self.start(lambda backend: run_shard(backend, batch_id, shard, seed))
+    def alive(self) -> list[Process]:
+        return [process for process in self.processes if not process.ended]
 
-    @rule()
+    def work(self) -> None:
+        """A worker gets a shard, whether it was queued for it or not."""
+        if len(self.alive()) < 6:
+            self.num_runs += 1
+            batch_id, shard, seed = str(self.batch_id), self.chance.randrange(NUM_SHARDS), self.num_runs
+            self.start(lambda backend: run_shard(backend, batch_id, shard, seed))
+
     def keep_house(self) -> None:
-        self.start(tick)
+        if len(self.alive()) < 6:
+            self.start(tick)
 
-    @precondition(exists)
-    @rule()
     def cancel(self) -> None:
         batch_id = str(self.batch_id)
         self.start(lambda backend: backend.store.cancel(batch_id))
 
-    @rule(which=st.integers(0, 50), calls=st.integers(1, 40))
-    def advance(self, which: int, calls: int) -> None:
-        alive = [process for process in self.processes if not process.ended]
-        if alive:
-            alive[which % len(alive)].step(calls)
+    def advance(self) -> None:
+        for process in self.chance.sample(self.alive(), min(1, len(self.alive()))):
+            process.step(self.chance.choice([1, 1, 2, 4, 8]))
 
-    @rule(which=st.integers(0, 50))
-    def kill(self, which: int) -> None:
-        self.processes[which % len(self.processes)].kill()
+    def finish_one(self) -> None:
+        for process in self.chance.sample(self.alive(), min(1, len(self.alive()))):
+            process.finish()
 
-    @precondition(exists)
-    @rule()
+    def kill(self) -> None:
+        for process in self.chance.sample(self.alive(), min(1, len(self.alive()))):
+            process.kill()
+
     def let_leases_lapse(self) -> None:
         key = f"{batch_key(str(self.batch_id))}:leased"
         for shard in self.backend.redis.zrange(key, 0, -1):
             self.backend.redis.zadd(key, {shard: 0}, xx=True)
 
-    @precondition(exists)
-    @rule()
     def let_the_lock_lapse(self) -> None:
         self.backend.redis.delete(f"{batch_key(str(self.batch_id))}:lock")
 
-    @precondition(exists)
-    @rule()
     def let_the_window_close(self) -> None:
-        key = batch_key(str(self.batch_id))
-        if self.backend.redis.exists(key):
-            self.backend.redis.hset(key, "expires_at", 1)
+        self.backend.redis.hset(batch_key(str(self.batch_id)), "expires_at", 1)
 
-    def teardown(self) -> None:
-        stale = self.processes[::2]
-        for process in self.processes[1::2]:
-            process.kill()
+    # How it ends
+
+    def end(self) -> None:
+        stalled = self.chance.sample(self.alive(), len(self.alive()) // 2)
+        for process in self.processes:
+            if process not in stalled:
+                process.kill()
         if self.exists():
-            batch = self.bring_to_an_end()
-            self.check(batch)
-            for process in stale:
+            self.bring_to_an_end()
+            batch = self.check()
+            for process in stalled:
                 process.finish()  # What comes back from a long stall changes nothing any more.
             tick(self.backend)
-            assert self.backend.store.batch(batch.id) == batch
-            self.check(batch)
-        for process in stale:
-            process.kill()
+            assert self.check() == batch
         for process in self.processes:
+            process.kill()
             if process.error is not None and not isinstance(process.error, LATE):
                 raise process.error
 
-    def bring_to_an_end(self) -> Batch:
+    def bring_to_an_end(self) -> None:
         batch_id = str(self.batch_id)
-        for _ in range(100):
+        for _ in range(20):
             if not self.backend.store.active("batch") + self.backend.store.active("job"):
-                return self.backend.store.batch(batch_id)
+                return
             self.let_leases_lapse()
             self.let_the_lock_lapse()
             tick(self.backend)
             for shard in self.backend.shards.unsealed(batch_id):
-                self.runs += 1
-                run_shard(self.backend, batch_id, shard, self.runs)
+                self.num_runs += 1
+                run_shard(self.backend, batch_id, shard, self.num_runs)
         raise AssertionError(f"it does not end: {self.backend.store.batch(batch_id)}")
 
-    def check(self, batch: Batch) -> None:
+    def check(self) -> Batch:
+        """Every line came out once, under its name and in its place, and all numbers are right."""
+        batch = self.backend.store.batch(str(self.batch_id))
         assert batch.status in ENDED - {"failed"}, batch
         if batch.kind == "job":
             result = job_result(self.backend, batch)
-            assert result is not None
-            self.check_lines(batch, [batch.id], [result] if result["response"] else [], [result])
-            return
-        output, errors = self.lines(batch.output_file_id), self.lines(batch.error_file_id)
-        self.check_lines(batch, NAMES, output, output + errors)
+            self.check_lines(batch, [batch.id], [result])
+            return batch
+        output, errors = list(self.lines(batch.output_file_id)), list(self.lines(batch.error_file_id))
+        self.check_lines(batch, NAMES, output + errors)
+        assert all(_ran_well(line) for line in output)
+        assert not any(_ran_well(line) for line in errors)
         for lines in (output, errors):
-            assert [line["custom_id"] for line in lines] == [name for name in NAMES if name in map(_name, lines)]
+            names = [line["custom_id"] for line in lines]
+            assert names == sorted(names)
+        return batch
 
-    def check_lines(self, batch: Batch, names: list[str], ran: list[Any], lines: list[Any]) -> None:
-        assert sorted(map(_name, lines)) == names
-        completed = [line for line in ran if line["response"] and line["response"]["status_code"] == 200]
+    def check_lines(self, batch: Batch, names: list[str], lines: list[Any]) -> None:
+        assert sorted(line["custom_id"] for line in lines) == names
+        completed = [line["response"]["body"]["run"] for line in lines if _ran_well(line)]
         unrun = [line for line in lines if line["error"] and line["error"]["code"] != "worker_lost"]
         counts = batch.counts
         assert (counts.total, counts.completed, counts.unrun) == (len(names), len(completed), len(unrun))
         assert counts.failed == len(names) - len(completed) - len(unrun)
-        assert batch.usage.input_tokens == len(completed)
-        assert batch.usage.output_tokens == sum(line["response"]["body"]["run"] for line in completed)
+        assert (batch.usage.input_tokens, batch.usage.output_tokens) == (len(completed), sum(completed))
 
-    def lines(self, file_id: str | None) -> list[Any]:
-        if file_id is None:
-            return []
-        assert self.backend.store.file(file_id).bytes == self.backend.blobs.size(f"files/{file_id}")
-        return [json.loads(line) for line in b"".join(self.backend.blobs.open(f"files/{file_id}")).splitlines()]
+    def lines(self, file_id: str | None) -> Iterator[Any]:
+        if file_id is not None:
+            assert self.backend.store.file(file_id).bytes == self.backend.blobs.size(f"files/{file_id}")
+            yield from map(json.loads, b"".join(self.backend.blobs.open(f"files/{file_id}")).splitlines())
 
 
-def _name(line: Any) -> str:
-    return str(line["custom_id"])
+def _ran_well(line: Any) -> bool:
+    return bool(line["response"]) and line["response"]["status_code"] == 200
 
 
-@pytest.mark.timeout(300)
-def test_whatever_dies_or_stalls_every_line_comes_out_once(make_backend: MakeBackend) -> None:
+@pytest.mark.parametrize("part", range(NUM_SLICES))
+def test_whatever_dies_or_stalls_every_line_comes_out_once(make_backend: MakeBackend, part: int) -> None:
     backend = make_backend(shard_lines=SHARD_LINES, max_attempts=4)
-    machine = type("Machine", (Interleavings,), {"backend": backend})
     backend.redis.config_set("appendfsync", "always")  # What waits for the disk waits for a second otherwise.
     try:
-        run_state_machine_as_test(machine, settings=EFFORT)
+        for seed in range(part, NUM_STORIES, NUM_SLICES):
+            try:
+                Story(backend, seed).tell()
+            except BaseException as error:
+                error.add_note(f"in the story of seed {seed}")
+                raise
     finally:
         backend.redis.config_set("appendfsync", "everysec")

@@ -17,6 +17,7 @@ import pytest
 from redis import Redis
 
 from pressrun.jobs.backend import Backend, backend_on
+from pressrun.jobs.embedded import EmbeddedValkey
 from pressrun.jobs.records import ENDED, Batch
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.submit import create_batch, create_file, create_job
@@ -31,7 +32,7 @@ class Worker:
 
     def __init__(self, environment: dict[str, str], log: Path, **knobs: Any) -> None:
         self.log = log
-        settings = json.dumps({"step_s": 0.0, "max_num_seqs": 64, "grace_s": 20.0} | knobs)
+        settings = json.dumps({"step_s": 0.0, "max_num_seqs": 64, "grace_s": 20.0, "broken": False} | knobs)
         with open(log, "wb") as out:
             command = [sys.executable, str(SCRIPT), settings]
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
@@ -123,19 +124,38 @@ class Farm:
         return self.lines(ended.output_file_id), self.lines(ended.error_file_id)
 
 
-@pytest.fixture
-def farm(redis: Redis, redis_server: str, tmp_path: Path) -> Iterator[Farm]:
+def farm_on(redis: Redis, url: str, folder: Path) -> Farm:
     settings = load_settings(
         {},
-        data_dir=tmp_path / "data",
-        redis_url=redis_server,
+        data_dir=folder / "data",
+        redis_url=url,
         model=MODEL,
         engine="echo",
         shard_lines=16,
         lease_s=1.5,
         max_num_seqs=64,
     )
-    farm = Farm(backend_on(settings, redis), tmp_path)
+    return Farm(backend_on(settings, redis), folder)
+
+
+@pytest.fixture
+def farm(redis: Redis, redis_server: str, tmp_path: Path) -> Iterator[Farm]:
+    farm = farm_on(redis, redis_server, tmp_path)
     yield farm
     for worker in farm.workers:
         worker.end()
+
+
+@pytest.fixture
+def mortal_farm(tmp_path: Path) -> Iterator[tuple[Farm, Callable[[], None]]]:
+    """A farm on a Valkey of its own, and what kills that and starts it again from what it has on disk."""
+    with EmbeddedValkey(tmp_path) as valkey, Redis.from_url(valkey.url) as redis:
+        farm = farm_on(redis, valkey.url, tmp_path)
+
+        def crash() -> None:
+            os.kill(int((valkey.folder / "valkey.pid").read_text()), signal.SIGKILL)
+            valkey.start()
+
+        yield farm, crash
+        for worker in farm.workers:
+            worker.end()

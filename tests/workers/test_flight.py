@@ -57,7 +57,7 @@ def shard(index: int = 0, *, interactive: bool = False) -> RunningShard:
         owner="o",
         done=frozenset(),
     )
-    return RunningShard(claim=claim, ticket=cast(Any, SimpleNamespace(interactive=interactive)))
+    return RunningShard(claim=claim, ticket=cast(Any, SimpleNamespace(interactive=interactive)), num_left=8)
 
 
 def prepared(*texts: str, **body: Any) -> list[Prepared]:

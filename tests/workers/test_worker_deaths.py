@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from pressrun.jobs.settings import load_settings
+from pressrun.workers.worker import run
 
 
 def check_each_line_once(farm: Any, batch: Any, number: int) -> None:
@@ -111,3 +117,30 @@ def test_a_worker_waits_for_a_store_that_is_away_for_a_moment(farm: Any) -> None
     farm.backend.redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     farm.backend.redis.execute_command("CLIENT", "PAUSE", 1000)
     check_each_line_once(farm, batch, 100)
+
+
+def test_workers_come_through_a_crash_of_the_store(mortal_farm: Any) -> None:
+    farm, crash = mortal_farm
+    worker = farm.work(step_s=0.05, max_num_seqs=4)
+    batch = farm.batch(farm.many(150))
+    for done in (20, 80):
+        farm.until(lambda done=done: farm.num_done(batch) >= done)
+        crash()
+    check_each_line_once(farm, batch, 150)
+    assert worker.process.poll() is None
+
+
+def test_an_engine_that_cannot_start_ends_the_worker_with_an_error(farm: Any) -> None:
+    worker = farm.work(broken=True)
+    assert worker.wait() == 1
+    assert "not enough memory for the weights" in worker.log.read_text()
+    assert farm.backend.redis.smembers("rq:workers") == set()
+
+
+def test_a_folder_without_a_model_ends_the_worker_with_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = load_settings({}, data_dir=tmp_path, redis_url="redis://unused", model="nope")
+    assert run(settings, tmp_path / "nope") == 1
+    assert "PRESSRUN_MODEL='nope'" in caplog.text
+    assert "holds no model" in caplog.text

@@ -33,8 +33,11 @@ class MortalEngine(EchoEngine):
 class MortalFactory:
     step_s: float
     max_num_seqs: int
+    broken: bool
 
     def __call__(self) -> MortalEngine:
+        if self.broken:
+            raise RuntimeError("not enough memory for the weights")
         return MortalEngine(step_s=self.step_s, max_num_seqs=self.max_num_seqs, max_model_len=4096)
 
 
