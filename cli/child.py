@@ -14,6 +14,7 @@ from ..jobs.errors import PressrunError
 
 LONG_ENOUGH_S = 10.0  # A process that ran this long did start.
 MAX_QUICK_DEATHS = 5
+MAX_DEATHS_AT_FIRST = 2  # What has never run is not worth more patience.
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 EXIT_SETTINGS = 2
 
@@ -87,7 +88,7 @@ class Child:
             raise ChildGaveUp(f"the {self.role} cannot run like this; its message is above")
         lasted = time.monotonic() - self._started_at
         self._quick_deaths = self._quick_deaths + 1 if lasted < LONG_ENOUGH_S or not settled else 1
-        if self._quick_deaths >= MAX_QUICK_DEATHS:
+        if self._quick_deaths >= (MAX_QUICK_DEATHS if settled else MAX_DEATHS_AT_FIRST):
             raise ChildGaveUp(f"the {self.role} {how}, {self._quick_deaths} times in a row; its messages are above")
         pause = BACKOFF_S[self._quick_deaths - 1]
         log.warning("the %s %s after %.1f s; it is started again in %.1f s", self.role, how, lasted, pause)
