@@ -7,7 +7,7 @@ import logging
 from ..jobs.settings import Settings
 
 # Libraries that tell at "info" what only their own makers want to know.
-QUIET = ("httpx", "httpcore", "asyncio", "urllib3", "filelock", "rq")
+QUIET = ("httpx", "httpcore", "asyncio", "urllib3", "filelock", "rq", "uvicorn")
 
 
 def configure_logging(settings: Settings) -> None:

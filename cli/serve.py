@@ -33,6 +33,7 @@ def run_api(settings: Settings) -> int:
     )
     with _listener(settings) as listener:
         server = uvicorn.Server(config)
+        log.info("the API listens on %s port %d", settings.host, settings.port)
         server.run(sockets=[listener])
     return 0 if server.started else 1
 

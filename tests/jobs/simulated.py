@@ -173,6 +173,8 @@ def run_shard(backend: Backend, batch_id: str, shard: int, seed: int = 1) -> Non
         portion = [lines.pop() for _ in range(chance.randint(1, len(lines)))]
         results = [answer(line, seed) if chance.random() < 0.7 else refused(line, UserError("no")) for line in portion]
         reply = commit(backend, claim, results)
+        if chance.random() < 0.2:
+            reply = commit(backend, claim, results)  # The first answer was lost on the way.
         if reply == "ok" and chance.random() < 0.1:
             backend.shards.release(claim, count_attempt=chance.random() < 0.5)
             return

@@ -61,9 +61,9 @@ class Story:
             self.finish_one: 3,
             self.kill: self.chance.choice([0, 1, 4]),
             self.let_leases_lapse: self.chance.choice([0, 1, 3]),
-            self.let_the_lock_lapse: self.chance.choice([0, 0, 1]),
-            self.cancel: self.chance.choice([0, 0, 1]),
-            self.let_the_window_close: self.chance.choice([0, 0, 1]),
+            self.let_the_lock_lapse: self.chance.choice([0, 2, 8]),
+            self.cancel: self.chance.choice([0, 0, 1, 4]),
+            self.let_the_window_close: self.chance.choice([0, 0, 1, 4]),
         }
         self.events, self.weights = list(events), list(events.values())
 
@@ -91,7 +91,7 @@ class Story:
                     backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h"
                 )
             )
-        if self.chance.random() < 0.7:
+        if self.chance.random() < 0.6:
             self.processes[0].finish()
             self.start(tick)
             self.processes[1].finish()
