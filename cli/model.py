@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..jobs.errors import SettingsError
@@ -35,6 +36,8 @@ def ensure_model(name: str, data_dir: Path, say: Callable[[str], None] = lambda 
     `name` is "smollm2-135m-instruct", a folder that holds a config.json, or a Hugging Face id. Raises SettingsError
     for a name that is none of them, FetchError if it cannot be fetched.
     """
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise SettingsError("models need pip install 'pressrun[engine]'")
     if name.lower() == SMOLLM2:
         return _smollm2(data_dir / "models" / SMOLLM2_FOLDER, say)
     folder = Path(name).expanduser()
@@ -45,13 +48,6 @@ def ensure_model(name: str, data_dir: Path, say: Callable[[str], None] = lambda 
     raise SettingsError(
         f"model {name!r}: no such folder, and neither {SMOLLM2} nor a Hugging Face id (organisation/name)"
     )
-
-
-def is_local(name: str, data_dir: Path) -> bool:
-    """Whether `ensure_model` would fetch nothing for this name."""
-    if name.lower() == SMOLLM2:
-        return (data_dir / "models" / SMOLLM2_FOLDER).is_dir()
-    return Path(name).expanduser().is_dir()
 
 
 def _checked(folder: Path) -> Path:
@@ -90,10 +86,8 @@ def _fetch_smollm2(folder: Path, say: Callable[[str], None]) -> None:
 
 def _from_hub(name: str, say: Callable[[str], None]) -> Path:
     """The hub's own cache keeps it, so other tools share it; HF_HOME, HF_TOKEN and HF_HUB_OFFLINE hold."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"model {name!r} needs pip install 'pressrun[engine]'") from error
+    from huggingface_hub import snapshot_download
+
     say(f"Fetching {name} from the Hugging Face hub, unless it is in its cache")
     try:
         return _checked(Path(snapshot_download(name, allow_patterns=HUB_FILES)))

@@ -175,9 +175,7 @@ def _placed(tensors: Iterable[ReaderTensor]) -> Iterator[tuple[str, ReaderTensor
 
 def _weight(name: str, tensor: ReaderTensor, config: dict[str, Any]) -> torch.Tensor:
     """The tensor in bf16, rows in Hugging Face's order."""
-    weight = torch.tensor(
-        dequantize(tensor.data, tensor.tensor_type)
-    )  # a copy: the file's own pages are read-only
+    weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))  # a copy: the file's own pages are read-only
     if name.endswith("q_proj.weight"):
         weight = _unpermute(weight, config["num_attention_heads"])
     elif name.endswith("k_proj.weight"):

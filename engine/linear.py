@@ -82,9 +82,7 @@ class Linear:
     ) -> None:
         shard = make.shard
         assert shard.size == 1, "summing over tensor-parallel ranks is not built"
-        self._parts = {
-            name: num_outputs // (shard.size if split == 0 else 1) for name, num_outputs in parts.items()
-        }
+        self._parts = {name: num_outputs // (shard.size if split == 0 else 1) for name, num_outputs in parts.items()}
         self._split, self._shard = split, shard
         num_inputs //= shard.size if split == 1 else 1
         num_outputs = sum(self._parts.values())

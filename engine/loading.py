@@ -44,9 +44,7 @@ def load(config: EngineConfig) -> Loaded:
     device = _device(config.device)
     dtype = _dtype(config, fields, device)
     try:
-        model = architecture.build(
-            model_config, max_model_len=max_model_len, make=Making(dtype=dtype, device=device)
-        )
+        model = architecture.build(model_config, max_model_len=max_model_len, make=Making(dtype=dtype, device=device))
         slots = list(model.slots())
         if config.load_format == "dummy":
             fill_randomly(slots, config.seed)

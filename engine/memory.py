@@ -55,9 +55,7 @@ def _num_pages(config: EngineConfig, loaded: Loaded, layout: _Layout) -> int:
         setting = f"kv_cache_gb ({config.kv_cache_gb:g})"
         left = int(config.kv_cache_gb * GIB)
     if left < page_bytes:
-        raise OutOfMemory(
-            f"{setting} leaves {left / GIB:.2f} GiB for the KV cache, not even one page: raise it"
-        )
+        raise OutOfMemory(f"{setting} leaves {left / GIB:.2f} GiB for the KV cache, not even one page: raise it")
     return left // page_bytes
 
 
@@ -72,9 +70,7 @@ def _allocate(config: EngineConfig, num_pages: int, layout: _Layout) -> KVPages:
         )
     shape = (num_pages, *layout.page_shape)
     try:
-        pages = [
-            torch.empty(shape, dtype=layout.dtype, device=layout.device) for _ in range(2 * layout.num_layers)
-        ]
+        pages = [torch.empty(shape, dtype=layout.dtype, device=layout.device) for _ in range(2 * layout.num_layers)]
     except RuntimeError as e:  # torch.OutOfMemoryError on a GPU is one; on a CPU there is no other
         raise OutOfMemory(f"a KV cache of {num_bytes / GIB:.2f} GiB does not fit: lower {setting}") from e
     return KVPages(keys=pages[: layout.num_layers], values=pages[layout.num_layers :])

@@ -112,17 +112,11 @@ class PagePool:
         assert (counts == self._owners).all(), "owner counts differ from the pages that sequences hold"
         free = self._empty + list(self._idle)
         assert len(set(free)) == len(free), "a page is free twice"
-        assert set(free) == set(np.flatnonzero(counts == 0).tolist()), (
-            "owned and free pages are not all pages"
-        )
-        assert all(page in self._hash_of for page in np.flatnonzero(counts > 1).tolist()), (
-            "shared, not published"
-        )
+        assert set(free) == set(np.flatnonzero(counts == 0).tolist()), "owned and free pages are not all pages"
+        assert all(page in self._hash_of for page in np.flatnonzero(counts > 1).tolist()), "shared, not published"
         assert all(page in self._hash_of for page in self._idle), "an idle page has no name"
         assert not any(page in self._hash_of for page in self._empty), "an empty page has a name"
-        assert {page: name for name, page in self._page_of.items()} == self._hash_of, (
-            "names and pages disagree"
-        )
+        assert {page: name for name, page in self._page_of.items()} == self._hash_of, "names and pages disagree"
 
     def _evict(self) -> int:
         page, _ = self._idle.popitem(last=False)

@@ -66,12 +66,8 @@ class Penalties:
         if not self._free:
             old = len(self._in_prompt_CV)
             more = max(4, old)
-            self._in_prompt_CV = torch.cat(
-                [self._in_prompt_CV, self._in_prompt_CV.new_zeros(more, *self._width)]
-            )
-            self._generated_CV = torch.cat(
-                [self._generated_CV, self._generated_CV.new_zeros(more, *self._width)]
-            )
+            self._in_prompt_CV = torch.cat([self._in_prompt_CV, self._in_prompt_CV.new_zeros(more, *self._width)])
+            self._generated_CV = torch.cat([self._generated_CV, self._generated_CV.new_zeros(more, *self._width)])
             self._free = list(range(old, old + more))
         return self._free.pop()
 

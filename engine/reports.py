@@ -84,9 +84,7 @@ class Reporter:
         if token in params.stop_token_ids:
             return Ending(finish="stop", reason=token)
         if params.stop and len(generated) > params.min_tokens:
-            assert self._decode is not None, (
-                "requests with stop strings are refused without a decode function"
-            )
+            assert self._decode is not None, "requests with stop strings are refused without a decode function"
             stop = find_stop(params.stop, generated, self._decode)
             if stop is not None:
                 return Ending(finish="stop", reason=stop)

@@ -53,9 +53,7 @@ class Rope:
                 return cls(theta=theta, linear_factor=float(fields["factor"]))
             if kind == "llama3":
                 original = int(fields["original_max_position_embeddings"])
-                factors = {
-                    name: float(fields[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")
-                }
+                factors = {name: float(fields[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")}
                 scaling = Llama3Scaling(**factors, original_max_position_embeddings=original)
                 return cls(theta=theta, llama3=scaling)
         except KeyError as e:

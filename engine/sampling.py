@@ -40,9 +40,7 @@ class Drawn:
 class Sampler:
     """Sampling parameters by row. `open` when a sequence gets a row, then `draw` each step."""
 
-    def __init__(
-        self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device
-    ) -> None:
+    def __init__(self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device) -> None:
         self._vocab_size, self._eos_token_ids, self._device = vocab_size, eos_token_ids, device
         self._penalties = Penalties(num_rows, vocab_size, device)
         self._draws_R: npt.NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
@@ -80,9 +78,7 @@ class Sampler:
         penalised = np.flatnonzero(self._penalties.asks_R[rows_D])
         if len(penalised):
             index_n = self._index(penalised)
-            logits_DV[index_n] = self._penalties.apply(logits_DV[index_n], rows_D[penalised]).to(
-                logits_DV.dtype
-            )
+            logits_DV[index_n] = self._penalties.apply(logits_DV[index_n], rows_D[penalised]).to(logits_DV.dtype)
         self._mask_endings(logits_DV, rows_D, positions_D)
         tokens_D = self._pick(logits_DV, rows_D, positions_D)
         if len(penalised):
@@ -161,9 +157,7 @@ class Sampler:
             int(i): TokenLogprob(
                 token_id=token, logprob=logprob, top=tuple(zip(ids[:count], values[:count], strict=True))
             )
-            for i, token, logprob, count, (ids, values) in zip(
-                asking, tokens, chosen, counts, tops, strict=True
-            )
+            for i, token, logprob, count, (ids, values) in zip(asking, tokens, chosen, counts, tops, strict=True)
         }
 
     def _index(self, values: IntArray) -> Tensor:

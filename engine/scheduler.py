@@ -47,9 +47,7 @@ class Plan:
 class Scheduler:
     """`plan = schedule()`, run it, `record(plan, tokens)`, then `close` the sequences that have ended."""
 
-    def __init__(
-        self, *, pool: PagePool, rows: Rows, max_num_batched_tokens: int, enable_prefix_caching: bool
-    ) -> None:
+    def __init__(self, *, pool: PagePool, rows: Rows, max_num_batched_tokens: int, enable_prefix_caching: bool) -> None:
         self.pool = pool
         self.rows = rows
         self.num_preemptions = 0
@@ -123,13 +121,9 @@ class Scheduler:
         """Raise AssertionError unless rows and page pool agree about every page."""
         live = [row for row, sequence in enumerate(self.rows.sequences) if sequence is not None]
         assert sorted(self._running_S.tolist()) == live, "running rows differ from rows that are owned"
-        assert len(live) + self.rows.num_free == len(self.rows.sequences), (
-            "owned and free rows are not all rows"
-        )
+        assert len(live) + self.rows.num_free == len(self.rows.sequences), "owned and free rows are not all rows"
         capacity = self.rows.num_pages_R[live] * self.rows.page_size
-        assert (self.rows.num_computed_R[live] <= capacity).all(), (
-            "computed tokens lie outside of owned pages"
-        )
+        assert (self.rows.num_computed_R[live] <= capacity).all(), "computed tokens lie outside of owned pages"
         self.pool.check(self.rows.pages(row).astype(np.int64) for row in live)
 
     def _admit(self) -> list[Sequence]:
@@ -268,9 +262,7 @@ class Scheduler:
         for i in range(len(names), len(tokens) // size):
             names.append(page_hash(names[-1] if names else b"", tokens[i * size : (i + 1) * size]))
 
-    def _table_changes(
-        self, admitted: list[Sequence], grown: tuple[IntArray, IntArray]
-    ) -> tuple[IntArray, IntArray]:
+    def _table_changes(self, admitted: list[Sequence], grown: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
         rows = [np.full(self.rows.num_pages_R[s.row], s.row, np.int64) for s in admitted]
         columns = [np.arange(int(self.rows.num_pages_R[s.row])) for s in admitted]
         return np.concatenate([*rows, grown[0]]), np.concatenate([*columns, grown[1]])

@@ -38,9 +38,7 @@ class Tokenizer:
         self._fast = FastTokenizer.from_str(self._tokenizer.backend_tokenizer.to_str())
         self._fast.no_padding()
         self._fast.no_truncation()
-        specials = [
-            token.content for token in self._fast.get_added_tokens_decoder().values() if token.special
-        ]
+        specials = [token.content for token in self._fast.get_added_tokens_decoder().values() if token.special]
         self._secret_names = {name: secrets.token_hex(16) for name in specials}
         self._hidden_names = {name: secrets.token_hex(16) for name in specials}
         self._secret = _renamed(self._fast, self._secret_names)

@@ -21,9 +21,9 @@ UNBUILT = {
     "tool_choice", "tools", "verbosity", "web_search_options",
 }  # fmt: skip
 MAX_INT = 2**31 - 1  # What an engine's arrays hold.
-MAX_PROMPTS = 2048
+MAX_PROMPTS, MAX_FIELDS = 2048, 100
 Text = Annotated[str, AfterValidator(whole_text)]
-Stop = Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=16)]
+Stop = Annotated[list[Annotated[str, Field(min_length=1), AfterValidator(whole_text)]], Field(max_length=16)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 # The first finding is enough: a line of a million wrong elements must not become a million findings.
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
@@ -33,6 +33,13 @@ Prompts = Annotated[list[T], Field(max_length=MAX_PROMPTS, fail_fast=True)]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise ValueError(f"an object here has at most {MAX_FIELDS} fields, not {len(value)}")
+        return value
 
 
 class TextPart(_Strict):

@@ -89,9 +89,7 @@ class Llama:
         self.embedding_VE = make.empty(config.vocab_size, config.hidden_size)
         self.layers = [_Layer(i, config, make) for i in range(config.num_hidden_layers)]
         self.norm_E = make.empty(config.hidden_size)
-        self.head_VE = (
-            self.embedding_VE if config.tie_word_embeddings else torch.empty_like(self.embedding_VE)
-        )
+        self.head_VE = self.embedding_VE if config.tie_word_embeddings else torch.empty_like(self.embedding_VE)
         self._head_is_packed = False
         self.cos_MS, self.sin_MS = config.rope.tables(max_model_len, config.head_dim, make.device)
 
@@ -141,8 +139,7 @@ class _Layer:
         self._eps, self._window, self._head_size = config.rms_norm_eps, config.sliding_window, config.head_dim
         hidden_size, mlp_size = config.hidden_size, config.intermediate_size
         q_size, kv_size = (
-            num_heads * config.head_dim
-            for num_heads in (config.num_attention_heads, config.num_key_value_heads)
+            num_heads * config.head_dim for num_heads in (config.num_attention_heads, config.num_key_value_heads)
         )
         self._sizes = [size // make.shard.size for size in (q_size, kv_size, kv_size)]
         attention, mlp = prefix + "self_attn.", prefix + "mlp."
@@ -154,9 +151,7 @@ class _Layer:
         gate_up_parts = {mlp + "gate_proj": mlp_size, mlp + "up_proj": mlp_size}
         in_attention, in_mlp = config.attention_bias, config.mlp_bias
         self.qkv = Linear(qkv_parts, hidden_size, bias=in_attention, split=0, make=make)
-        self.output = Linear(
-            {attention + "o_proj": hidden_size}, q_size, bias=in_attention, split=1, make=make
-        )
+        self.output = Linear({attention + "o_proj": hidden_size}, q_size, bias=in_attention, split=1, make=make)
         self.gate_up = Linear(gate_up_parts, hidden_size, bias=in_mlp, split=0, make=make)
         self.down = Linear({mlp + "down_proj": hidden_size}, mlp_size, bias=in_mlp, split=1, make=make)
         self.input_norm_E = make.empty(hidden_size)
@@ -181,9 +176,7 @@ class _Layer:
         q_THS, k_TGS = rotary(q, k, step.positions, cos_MS, sin_MS)
         return attend(q_THS, k_TGS, v, step, kv, index, self._window).flatten(1)
 
-    def feed_forward(
-        self, attended: Tensor, residual_TE: Tensor, next_norm_E: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def feed_forward(self, attended: Tensor, residual_TE: Tensor, next_norm_E: Tensor) -> tuple[Tensor, Tensor]:
         """The rest of the layer; returns (the next layer's normalised input, the residual stream)."""
         x_TE, residual_TE = add_rms_norm(self.output(attended), residual_TE, self.post_norm_E, self._eps)
         mlp_TE = self.down(silu_mul(self.gate_up(x_TE)))
@@ -192,8 +185,6 @@ class _Layer:
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     if config.get("quantization_config") is not None:
-        raise ModelUnsupported(
-            "config.json: quantization_config is set, and quantised weights are not supported"
-        )
+        raise ModelUnsupported("config.json: quantization_config is set, and quantised weights are not supported")
     if config.get("hidden_act", "silu") != "silu":
         raise ModelUnsupported(f"config.json: hidden_act {config['hidden_act']!r} is not supported (silu is)")

@@ -23,9 +23,7 @@ class Architecture:
 REGISTRY = {
     # Llama 1 to 3.x, SmolLM2, Yi
     "LlamaForCausalLM": Architecture(read_config=partial(LlamaConfig.from_json, windowed=False), build=Llama),
-    "MistralForCausalLM": Architecture(
-        read_config=partial(LlamaConfig.from_json, windowed=True), build=Llama
-    ),
+    "MistralForCausalLM": Architecture(read_config=partial(LlamaConfig.from_json, windowed=True), build=Llama),
 }
 
 

@@ -49,9 +49,7 @@ class CheckedEngine(Engine):
         super().abort(ids)
         self.check()
 
-    def finish(
-        self, requests: Iterable[Request] = (), *, arrivals: random.Random | None = None
-    ) -> dict[str, Output]:
+    def finish(self, requests: Iterable[Request] = (), *, arrivals: random.Random | None = None) -> dict[str, Output]:
         """Run to the end; the merged output of every request. With `arrivals` requests trickle in between steps."""
         coming = list(requests)
         merged: dict[str, Output] = {}
@@ -85,9 +83,7 @@ def make_engine() -> Iterator[Callable[..., CheckedEngine]]:
     """Build checked engines: `make_engine(model, decode=…, **settings)`, in float32 unless told otherwise."""
     made: list[CheckedEngine] = []
 
-    def make(
-        model: Path, *, decode: Callable[[list[int]], str] | None = None, **settings: Any
-    ) -> CheckedEngine:
+    def make(model: Path, *, decode: Callable[[list[int]], str] | None = None, **settings: Any) -> CheckedEngine:
         settings = {"dtype": "float32", "num_pages": 256, **settings}
         made.append(CheckedEngine(EngineConfig(model=model, **settings), decode))
         return made[-1]
@@ -127,12 +123,8 @@ def tiny(make_model: Callable[..., Path]) -> Path:
 def ask() -> Callable[..., Request]:
     """Build requests: `ask(prompt, id=…, priority=…, stream=…, **sampling parameters)`, greedy by default."""
 
-    def make(
-        prompt: list[int], *, id: str = "a", priority: int = 0, stream: bool = False, **params: Any
-    ) -> Request:
+    def make(prompt: list[int], *, id: str = "a", priority: int = 0, stream: bool = False, **params: Any) -> Request:
         params = {"max_tokens": 8, "temperature": 0.0, **params}
-        return Request(
-            id=id, prompt=prompt, params=SamplingParams(**params), priority=priority, stream=stream
-        )
+        return Request(id=id, prompt=prompt, params=SamplingParams(**params), priority=priority, stream=stream)
 
     return make

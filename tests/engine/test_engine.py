@@ -58,24 +58,18 @@ def test_seeded_draws_are_the_same_alone_together_and_after_preemption(
         {"temperature": 0.0, "presence_penalty": 1.0},
     ]
     requests = [
-        ask(
-            p, id=str(i), ignore_eos=True, **{"max_tokens": 24, "temperature": 1.0, "seed": i} | styles[i % 5]
-        )
+        ask(p, id=str(i), ignore_eos=True, **{"max_tokens": 24, "temperature": 1.0, "seed": i} | styles[i % 5])
         for i, p in enumerate(prompts(15))
     ]
     roomy = make_engine(tiny)
     alone = {request.id: roomy.finish([request])[request.id].token_ids for request in requests}
-    small = make_engine(
-        tiny, num_pages=45, page_size=4, enable_prefix_caching=caching, max_num_batched_tokens=40
-    )
+    small = make_engine(tiny, num_pages=45, page_size=4, enable_prefix_caching=caching, max_num_batched_tokens=40)
     crowd = small.finish(requests, arrivals=random.Random(2))
     assert small.load().num_preemptions > 0
     assert {id: output.token_ids for id, output in crowd.items()} == alone
 
 
-def test_unseeded_draws_differ_and_follow_from_the_engines_seed(
-    tiny: Path, make_engine: Make, ask: Ask
-) -> None:
+def test_unseeded_draws_differ_and_follow_from_the_engines_seed(tiny: Path, make_engine: Make, ask: Ask) -> None:
     def drawn(seed: int) -> list[list[int]]:
         requests = [ask(PROMPT, id=str(i), temperature=1.0, max_tokens=16, ignore_eos=True) for i in range(3)]
         outputs = make_engine(tiny, seed=seed).finish(requests)
@@ -87,9 +81,7 @@ def test_unseeded_draws_differ_and_follow_from_the_engines_seed(
     assert drawn(1) != first
 
 
-def test_choices_share_the_prompts_pages_and_have_their_own_draws(
-    tiny: Path, make_engine: Make, ask: Ask
-) -> None:
+def test_choices_share_the_prompts_pages_and_have_their_own_draws(tiny: Path, make_engine: Make, ask: Ask) -> None:
     request = ask(PROMPT, temperature=1.0, seed=11, max_tokens=16, ignore_eos=True)
     engine = make_engine(tiny, page_size=4)
     choices = engine.finish(expand(request, 4))
@@ -99,9 +91,7 @@ def test_choices_share_the_prompts_pages_and_have_their_own_draws(
     assert choices["a/0"].token_ids == engine.finish([request])["a"].token_ids
 
 
-def test_length_stop_tokens_and_end_of_sequence_end_a_sequence(
-    make_model: Make, make_engine: Make, ask: Ask
-) -> None:
+def test_length_stop_tokens_and_end_of_sequence_end_a_sequence(make_model: Make, make_engine: Make, ask: Ask) -> None:
     free = make_engine(make_model()).finish([ask(PROMPT, max_tokens=12, ignore_eos=True)])["a"]
     assert (free.finish_reason, free.stop_reason, len(free.token_ids)) == ("length", None, 12)
     third = free.token_ids[2]
@@ -207,9 +197,7 @@ def test_a_request_that_just_fits_the_pool_is_served(tiny: Path, make_engine: Ma
     assert [len(output.token_ids) for output in outputs.values()] == [11, 11]
 
 
-def test_an_id_that_is_running_is_refused_and_free_again_afterwards(
-    tiny: Path, make_engine: Make, ask: Ask
-) -> None:
+def test_an_id_that_is_running_is_refused_and_free_again_afterwards(tiny: Path, make_engine: Make, ask: Ask) -> None:
     engine = make_engine(tiny)
     engine.add([ask(PROMPT), ask(PROMPT)])
     outputs = [output for _ in range(20) for output in engine.step()]
@@ -231,9 +219,7 @@ def test_aborted_requests_are_answered_with_what_they_have(tiny: Path, make_engi
     assert len(engine.finish()["a"].token_ids) == 50
 
 
-def test_an_urgent_request_overtakes_and_the_preempted_lose_nothing(
-    tiny: Path, make_engine: Make, ask: Ask
-) -> None:
+def test_an_urgent_request_overtakes_and_the_preempted_lose_nothing(tiny: Path, make_engine: Make, ask: Ask) -> None:
     engine = make_engine(tiny, max_num_seqs=2)
     batch = [ask(PROMPT[:n], id=str(n), priority=10, max_tokens=20, ignore_eos=True) for n in (5, 6, 7)]
     alone = {request.id: engine.finish([request])[request.id].token_ids for request in batch}

@@ -41,9 +41,7 @@ def test_text_comes_back_from_its_tokens(tokenizer: Any, text: str) -> None:
 
 
 @pytest.mark.model
-def test_prompts_come_back_from_their_tokens(
-    tokenizer: Any, humaneval: list[str], mtbench: list[str]
-) -> None:
+def test_prompts_come_back_from_their_tokens(tokenizer: Any, humaneval: list[str], mtbench: list[str]) -> None:
     for text in humaneval + mtbench:
         assert tokenizer.decode(tokenizer(text).input_ids) == text
 
@@ -75,9 +73,7 @@ def test_the_configuration_is_that_of_smollm2(smollm2: Path) -> None:
 def test_a_chat_prompt_gets_a_sensible_greedy_answer(smollm2: Path, tokenizer: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     tokens = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert "Paris" in tokenizer.decode(tokens)
     assert tokens[-1] == tokenizer.eos_token_id

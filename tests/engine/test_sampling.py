@@ -25,9 +25,7 @@ def rows_of(sampler: Sampler, params: list[dict[str, Any]], tokens: list[int], n
     for i, fields in enumerate(params):
         fields = {"max_tokens": 99, "seed": i, **fields}
         request = Request(id=str(i), prompt=tokens[:num_prompt], params=SamplingParams(**fields))
-        made = sequence.Sequence(
-            request=request, arrival=i, seed=fields["seed"], tokens=np.array(tokens, np.int32)
-        )
+        made = sequence.Sequence(request=request, arrival=i, seed=fields["seed"], tokens=np.array(tokens, np.int32))
         made.row = len(params) - 1 - i
         sequences.append(made)
     sampler.open(sequences)
@@ -49,9 +47,7 @@ def frequencies(params: dict[str, Any], logits_V: Tensor, num_draws: int) -> Ten
     return torch.bincount(torch.tensor(tokens), minlength=len(logits_V)) / num_draws
 
 
-def naive(
-    logits_V: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
-) -> Tensor:
+def naive(logits_V: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
     """Probabilities by the textbook: temperature, then top_k, then top_p of what is left, then min_p."""
     probs = (logits_V.double() / temperature).softmax(-1)
     order = probs.argsort(descending=True).tolist()

@@ -36,9 +36,7 @@ class World:
         self.ended: list[str] = []
         self.sequences: list[Sequence] = []
 
-    def add(
-        self, prompt: list[int], *, max_tokens: int = 4, priority: int = 0, id: str | None = None
-    ) -> Sequence:
+    def add(self, prompt: list[int], *, max_tokens: int = 4, priority: int = 0, id: str | None = None) -> Sequence:
         number = len(self.sequences)
         request = Request(
             id=id or str(number),
@@ -59,9 +57,7 @@ class World:
         assert 0 < plan.lengths.sum() <= self.budget
         tokens = [
             token
-            for row, start, length, draws in zip(
-                plan.rows, plan.starts, plan.lengths, plan.draws, strict=True
-            )
+            for row, start, length, draws in zip(plan.rows, plan.starts, plan.lengths, plan.draws, strict=True)
             for token in self._compute(int(row), int(start), int(start + length), bool(draws))
         ]
         self.scheduler.record(plan, np.array(tokens, np.int64))

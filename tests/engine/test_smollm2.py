@@ -25,27 +25,25 @@ def prompts(smollm2: Path, humaneval: list[str]) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def expected(smollm2: Path, prompts: list[list[int]]) -> list[list[int]]:
-    """transformers' greedy tokens in float32, prompts padded on the left into batches of similar length."""
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
-    found: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for chunk in (order[:16], order[16:]):
-        width = max(len(prompts[i]) for i in chunk)
-        ids = torch.tensor([[2] * (width - len(prompts[i])) + prompts[i] for i in chunk])
-        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chunk])
-        with torch.inference_mode():
-            out = model.generate(ids, attention_mask=mask, max_new_tokens=NUM_TOKENS, do_sample=False)
-        for i, row in zip(chunk, out[:, width:].tolist(), strict=True):
-            found[i] = row[: row.index(2) + 1] if 2 in row else row
-    return found
+def theirs(smollm2: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def greedy_after(model: Any, prompt: list[int], tokens: list[int]) -> list[int]:
+    """transformers' likeliest token after the prompt and after each of `tokens` but the last.
+
+    If they are `tokens`, then `tokens` is its greedy continuation: each is what it would have drawn next.
+    """
+    logits = model(torch.tensor([prompt + tokens[:-1]])).logits
+    return logits[0, len(prompt) - 1 :].argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("caching", [True, False])
 def test_greedy_tokens_are_those_of_transformers_with_all_in_flight_and_preempted(
     smollm2: Path,
     prompts: list[list[int]],
-    expected: list[list[int]],
+    theirs: Any,
     make_engine: Callable[..., Any],
     ask: Callable[..., Request],
     caching: bool,
@@ -61,8 +59,26 @@ def test_greedy_tokens_are_those_of_transformers_with_all_in_flight_and_preempte
     requests = [ask(prompt, id=str(i), max_tokens=NUM_TOKENS) for i, prompt in enumerate(prompts)]
     outputs = engine.finish(requests, arrivals=random.Random(0))
     assert engine.load().num_preemptions >= 3
-    for i, tokens in enumerate(expected):
-        assert outputs[str(i)].token_ids == tokens
+    for i, prompt in enumerate(prompts):
+        tokens = outputs[str(i)].token_ids
+        assert len(tokens) == NUM_TOKENS or tokens[-1] in engine.info.eos_token_ids
+        assert tokens == greedy_after(theirs, prompt, tokens)
+
+
+def test_greedy_tokens_are_those_that_transformers_generates(
+    smollm2: Path,
+    prompts: list[list[int]],
+    theirs: Any,
+    make_engine: Callable[..., Any],
+    ask: Callable[..., Request],
+) -> None:
+    """Its own loop over its own cache, for a few prompts; the test above covers many."""
+    outputs = make_engine(smollm2).finish(
+        [ask(prompt, id=str(i), max_tokens=NUM_TOKENS) for i, prompt in enumerate(prompts[:2])]
+    )
+    for i, prompt in enumerate(prompts[:2]):
+        generated = theirs.generate(torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False)
+        assert outputs[str(i)].token_ids == generated[0, len(prompt) :].tolist()
 
 
 def test_bfloat16_stays_as_close_to_transformers_as_rounding_allows(
@@ -72,8 +88,7 @@ def test_bfloat16_stays_as_close_to_transformers_as_rounding_allows(
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.bfloat16).eval()
     engine = make_engine(smollm2, dtype="bfloat16", num_pages=300)
     requests = [
-        ask(prompt, id=str(i), max_tokens=24, logprobs=5, ignore_eos=True)
-        for i, prompt in enumerate(prompts[:4])
+        ask(prompt, id=str(i), max_tokens=24, logprobs=5, ignore_eos=True) for i, prompt in enumerate(prompts[:4])
     ]
     outputs = engine.finish(requests)
     for request in requests:

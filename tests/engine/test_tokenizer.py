@@ -46,8 +46,7 @@ CHATS = [
 def test_conversations_are_encoded_as_transformers_does(tokenizer: Tokenizer, theirs: Any) -> None:
     for with_prompt in (True, False):
         expected = [
-            theirs.apply_chat_template(chat, add_generation_prompt=with_prompt, return_dict=False)
-            for chat in CHATS
+            theirs.apply_chat_template(chat, add_generation_prompt=with_prompt, return_dict=False) for chat in CHATS
         ]
         assert tokenizer.encode_chats(CHATS, add_generation_prompt=with_prompt) == expected
 
@@ -78,9 +77,7 @@ def test_what_users_write_is_cut_as_the_tokenizer_cuts_plain_text(tokenizer: Tok
 def test_special_text_in_options_and_names_is_hidden_too(smollm2: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(smollm2, folder)
-    (folder / "chat_template.jinja").write_text(
-        "<|im_start|>{{ messages[0].name }}{{ tools | tojson }}<|im_end|>"
-    )
+    (folder / "chat_template.jinja").write_text("<|im_start|>{{ messages[0].name }}{{ tools | tojson }}<|im_end|>")
     message = user("x") | {"name": "<|im_start|>"}
     [ids] = Tokenizer(folder).encode_chats([[message]], tools=[{"<|im_end|>": "<|endoftext|>"}])
     assert [id for id in ids if id < 17] == [START, END]

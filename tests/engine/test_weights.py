@@ -103,9 +103,7 @@ def test_made_up_weights_depend_on_the_seed_alone(
 ) -> None:
     (tiny / "model.safetensors").unlink()
     drawn = [
-        make_engine(tiny, load_format="dummy", seed=seed).finish(
-            [ask(PROMPT, max_tokens=20, ignore_eos=True)]
-        )["a"]
+        make_engine(tiny, load_format="dummy", seed=seed).finish([ask(PROMPT, max_tokens=20, ignore_eos=True)])["a"]
         for seed in (1, 1, 2)
     ]
     assert drawn[0].token_ids == drawn[1].token_ids

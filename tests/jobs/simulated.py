@@ -185,5 +185,5 @@ def run_shard(backend: Backend, batch_id: str, shard: int, seed: int = 1) -> Non
 def queued_shards(backend: Backend, kind: BatchKind = "batch") -> list[tuple[str, int]]:
     """Take everything out of an RQ queue, as (batch, shard)."""
     queue = rq_queue(backend.redis, QUEUE_OF[kind])
-    taken = iter(queue.pop_job_id, None)
-    return [(batch_id, int(shard)) for batch_id, _, shard in (rq_id.rpartition("-") for rq_id in taken)]
+    taken: Any = backend.redis.lpop(queue.key, 10_000) or []
+    return [(batch_id.decode(), int(shard)) for batch_id, _, shard in (rq_id.rpartition(b"-") for rq_id in taken)]

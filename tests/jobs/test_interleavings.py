@@ -10,26 +10,28 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.exceptions import LockNotOwnedError
 
-from pressrun.jobs.backend import Backend
+from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.errors import BlobMissing, Conflict
 from pressrun.jobs.records import ENDED, Batch
+from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import batch_key
 from pressrun.jobs.submit import create_batch, create_file, create_job, job_result
 from pressrun.workers.housekeeping import Housekeeper, Task
 
-from .conftest import MakeBackend, chat_line, encode, serve_model
+from .conftest import OwnValkey, chat_line, encode, serve_model
 from .simulated import Process, run_shard
 
 CHAT = "/v1/chat/completions"
 NUM_LINES, SHARD_LINES = 7, 2
 NUM_SHARDS = -(-NUM_LINES // SHARD_LINES)
 NAMES = [f"c{i}" for i in range(NUM_LINES)]
-NUM_STORIES, NUM_SLICES = int(os.environ.get("PRESSRUN_TEST_STORIES", "160")), 8
+NUM_STORIES, NUM_SLICES = int(os.environ.get("PRESSRUN_TEST_STORIES", "120")), 8
 # What an action may end in because another was faster; it is tried again, as its caller would.
 LATE = (LockNotOwnedError, BlobMissing, Conflict)
 
@@ -87,9 +89,7 @@ class Story:
             raw = encode(*map(chat_line, NAMES))
             file = create_file(self.backend, filename="in.jsonl", purpose="batch", chunks=[raw])
             self.start(
-                lambda backend: create_batch(
-                    backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h"
-                )
+                lambda backend: create_batch(backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
             )
         if self.chance.random() < 0.6:
             self.processes[0].finish()
@@ -215,15 +215,15 @@ def _ran_well(line: Any) -> bool:
 
 
 @pytest.mark.parametrize("part", range(NUM_SLICES))
-def test_whatever_dies_or_stalls_every_line_comes_out_once(make_backend: MakeBackend, part: int) -> None:
-    backend = make_backend(shard_lines=SHARD_LINES, max_attempts=4)
-    backend.redis.config_set("appendfsync", "always")  # What waits for the disk waits for a second otherwise.
-    try:
+def test_whatever_dies_or_stalls_every_line_comes_out_once(
+    forgetful_valkey: OwnValkey, tmp_path: Path, part: int
+) -> None:
+    settings = load_settings({}, data_dir=tmp_path, shard_lines=SHARD_LINES, feed_window=3, max_attempts=4)
+    with forgetful_valkey.client() as redis:
+        backend = backend_on(settings, redis)
         for seed in range(part, NUM_STORIES, NUM_SLICES):
             try:
                 Story(backend, seed).tell()
             except BaseException as error:
                 error.add_note(f"in the story of seed {seed}")
                 raise
-    finally:
-        backend.redis.config_set("appendfsync", "everysec")

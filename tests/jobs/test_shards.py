@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 
 import pytest
+from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import end_batch, seal_shard, validate_batch, wind_up
-from pressrun.jobs.records import Batch, Claim, LineResult, ShardCommit, Usage
+from pressrun.jobs.finish import end_batch, fill_shard, seal_shard, validate_batch, wind_up
+from pressrun.jobs.records import Batch, BatchStatus, Claim, LineResult, ShardCommit, Usage
+from pressrun.jobs.store import batch_key
 
 from .conftest import MakeBatch, chat_line
+from .simulated import Process
 
 
 def results(claim: Claim, outcome: str = "succeeded") -> tuple[LineResult, ...]:
@@ -184,3 +187,163 @@ def test_ending_a_batch_again_after_a_crash_gives_the_same(
     assert len(output(backend, batch)) == 4
     assert len(backend.store.files().items) == 2
     assert backend.store.active("batch") == []
+
+
+def test_a_release_after_progress_gives_no_attempt_back(backend: Backend, make_batch: MakeBatch) -> None:
+    batch = running(backend, make_batch, 4)
+    taken = claim(backend, batch, 0, "a")
+    commit(backend, taken, results(taken)[:1])
+    assert backend.shards.release(taken, count_attempt=False)
+    assert backend.shards.attempts(batch.id) == {}
+
+
+def test_a_shard_is_spent_when_its_claims_came_to_nothing_and_nobody_holds_it(
+    backend: Backend, make_batch: MakeBatch
+) -> None:
+    batch = running(backend, make_batch, 8)
+
+    def spent(max_attempts: int) -> tuple[int, ...]:
+        (tended,) = backend.shards.tend([batch.id], max_attempts)
+        assert tended is not None
+        return tended.spent
+
+    for _ in range(3):
+        taken = claim(backend, batch, 1, "a")
+        assert spent(1) == ()
+        backend.shards.release(taken, count_attempt=True)
+    assert (spent(3), spent(4)) == ((1,), ())
+    fill_shard(backend, batch.id, 1, "worker_lost")
+    assert spent(3) == ()
+    assert backend.store.batch(batch.id).counts.failed == 4
+
+
+def test_a_queued_shard_that_was_claimed_meanwhile_is_not_lost(backend: Backend, make_batch: MakeBatch) -> None:
+    batch = running(backend, make_batch, 12)
+    assert backend.shards.feed([batch.id], 2) == [[0, 1]]
+    taken = claim(backend, batch, 0, "a")
+    assert backend.shards.requeue(batch.id, [0, 1]) == [1]
+    assert backend.shards.queued([batch.id]) == [[]]
+    assert backend.shards.feed([batch.id], 9) == [[1, 2]]
+    assert commit(backend, taken, results(taken)) == "complete"
+
+
+def test_an_unknown_batch_is_neither_fed_nor_tended_nor_claimed(backend: Backend) -> None:
+    assert backend.shards.feed(["batch_none"], 3) == [[]]
+    assert backend.shards.tend(["batch_none"], 3) == [None]
+    assert backend.shards.claim("batch_none", 0, "a", 5.0) is None
+    assert (backend.shards.feed([], 3), backend.shards.tend([], 3), backend.shards.queued([])) == ([], [], [])
+
+
+def halted(backend: Backend, batch: Batch, taken: Claim, before: str) -> Process:
+    """A worker that stands still as it seals, before it writes (`put`) or before it says so (`seal`)."""
+    process = Process(backend, lambda other: seal_shard(other, taken))
+    process.step(2 if before == "put" else 3)
+    assert (f"segments/{batch.id}/00000000.output" in backend.blobs.list(f"segments/{batch.id}")) == (before == "seal")
+    return process
+
+
+@pytest.mark.parametrize("before", ["put", "seal"])
+def test_a_worker_that_stalls_as_it_seals_does_no_harm_when_it_comes_back(
+    backend: Backend, make_batch: MakeBatch, before: str
+) -> None:
+    batch = running(backend, make_batch, 8)
+    stalled = claim(backend, batch, 0, "stalled")
+    commit(backend, stalled, results(stalled))
+    process = halted(backend, batch, stalled, before)
+    for shard in (0, 1):
+        taken = claim(backend, batch, shard, "other")
+        assert commit(backend, taken, results(taken)) == "complete"
+        seal_shard(backend, taken)
+    done = backend.store.batch(batch.id)
+    process.finish()
+    assert process.error is None
+    assert backend.store.batch(batch.id) == done
+    assert output(backend, batch) == [b"line %d" % i for i in range(8)]
+
+
+def test_lines_that_a_crash_of_redis_took_back_are_run_again(backend: Backend, make_batch: MakeBatch) -> None:
+    batch = running(backend, make_batch, 4)
+    taken = claim(backend, batch, 0, "first")
+    commit(backend, taken, results(taken))
+    process = halted(backend, batch, taken, "seal")
+    backend.redis.hdel(f"{batch_key(batch.id)}:spool:0", "3")  # What everysec may lose.
+    backend.redis.hincrby(batch_key(batch.id), "completed", -1)
+    process.finish()
+    seal_shard(backend, taken)
+    assert backend.shards.unsealed(batch.id) == [0]
+    again = claim(backend, batch, 0, "second")
+    assert again.done == {0, 1, 2}
+    assert commit(backend, again, results(again, "failed")) == "complete"
+    seal_shard(backend, again)
+    assert (len(output(backend, batch)), len(output(backend, batch, "error"))) == (3, 1)
+    assert backend.store.batch(batch.id).counts.completed == 3
+
+
+def ending(backend: Backend, make_batch: MakeBatch) -> tuple[Batch, Process]:
+    """A batch whose files are about to be written by a process that stands still there."""
+    batch = running(backend, make_batch, 4)
+    taken = claim(backend, batch, 0, "me")
+    commit(backend, taken, results(taken))
+    process = Process(backend, lambda other: seal_shard(other, taken))
+    while backend.store.batch(batch.id).status != "finalizing":
+        process.step()
+    process.step(4)  # To take the lock, and to look at the batch and its segments.
+    return batch, process
+
+
+def test_a_batch_cancelled_as_it_ends_is_cancelled_with_all_it_has(backend: Backend, make_batch: MakeBatch) -> None:
+    batch, process = ending(backend, make_batch)
+    assert backend.store.cancel(batch.id).status == "cancelling"
+    process.finish()
+    assert backend.store.batch(batch.id).status == "cancelling"
+    wind_up(backend, batch.id)
+    assert backend.store.batch(batch.id).status == "cancelled"
+    assert len(output(backend, batch)) == 4
+
+
+def test_a_process_that_lost_the_lock_stops_before_it_meets_another(backend: Backend, make_batch: MakeBatch) -> None:
+    batch, process = ending(backend, make_batch)
+    end_batch(backend, batch.id)
+    assert backend.store.batch(batch.id).status == "finalizing"  # One at a time.
+    backend.redis.delete(f"{batch_key(batch.id)}:lock")
+    end_batch(backend, batch.id)
+    done = backend.store.batch(batch.id)
+    assert done.status == "completed"
+    process.finish()
+    assert isinstance(process.error, LockNotOwnedError)
+    assert backend.store.batch(batch.id) == done
+    assert len(output(backend, batch)) == 4
+
+
+@pytest.mark.parametrize("closing", ["cancelled", "expired"])
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_batch_wound_up_as_it_is_validated_ends_as_that(
+    backend: Backend, make_batch: MakeBatch, closing: str, sound: bool
+) -> None:
+    batch = make_batch([chat_line("a"), chat_line("b") if sound else b"{"])
+    process = Process(backend, lambda other: validate_batch(other, batch.id))
+    process.step(3)  # It has the lock, and has read the batch.
+    to: BatchStatus = "cancelling" if closing == "cancelled" else "finalizing"
+    assert backend.store.move(batch.id, to, closing=closing)
+    wind_up(backend, batch.id)
+    assert backend.store.batch(batch.id).status == to  # The other still has the lock.
+    process.finish()
+    assert process.error is None
+    wind_up(backend, batch.id)
+    done = backend.store.batch(batch.id)
+    assert (done.status, done.counts.unrun) == (closing, 2 * sound)
+    assert [error.code for error in done.errors] == ([] if sound else ["invalid_json_line"])
+    assert len(output(backend, batch, "error")) == 2 * sound
+
+
+def test_a_validation_that_comes_after_the_end_changes_nothing(backend: Backend, make_batch: MakeBatch) -> None:
+    batch = make_batch([chat_line("a")])
+    late = Process(backend, lambda other: validate_batch(other, batch.id))
+    late.step(3)
+    backend.redis.delete(f"{batch_key(batch.id)}:lock")
+    backend.store.fail(batch.id, [], 1)
+    end_batch(backend, batch.id)
+    before = set(backend.redis.keys("*"))
+    late.finish()
+    assert set(backend.redis.keys("*")) - before == set()
+    assert backend.store.batch(batch.id).status == "failed"

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from pressrun.jobs.errors import BlobMissing
+from pressrun.jobs.lines import read_requests
 from pressrun.jobs.records import Batch
 from pressrun.jobs.settings import Settings, load_settings
 from pressrun.jobs.validation import Validated, validate
 
-from .conftest import chat_line
+from .conftest import chat_line, encode
 
 BATCH = Batch(
     id="batch_x",
@@ -33,10 +34,6 @@ def check(raw: bytes, chunk: int = 7, **values: Any) -> Validated:
     """Validate `raw`, read in small chunks so that lines cross their borders."""
     read = lambda: (raw[i : i + chunk] for i in range(0, len(raw), chunk))  # noqa: E731
     return validate(BATCH, read, models={"m", "m2"}, settings=settings(**values))
-
-
-def encode(*lines: Any) -> bytes:
-    return b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
 
 
 def without(name: str) -> dict[str, Any]:
@@ -89,6 +86,66 @@ def test_a_bad_line_is_named_with_its_code_and_number(line: Any, code: str, para
     result = check(encode(chat_line("first"), b"", line, chat_line("last")))
     assert [(e.line, e.code, e.param, e.message) for e in result.errors] == [(3, code, param, message)]
     assert result.shards == ()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'\xef\xbb\xbf{"custom_id": "a"}',  # a byte order mark
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"a":' * 201 + b"1" + b"}" * 201,
+        b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}",
+        b'{"a": 1} {"b": 2}',
+        b'{"a": \x00}',
+        b'{"a": "\t"}',
+        b"{'a': 1}",
+        '{"a": 1}'.encode("utf-16"),
+    ],
+)
+def test_what_only_looks_like_json_is_not(raw: bytes) -> None:
+    result = check(encode(chat_line("first"), raw), chunk=1000)
+    assert [(e.line, e.code) for e in result.errors] == [(2, "invalid_json_line")]
+
+
+@pytest.mark.parametrize("number", ["1e999", "-0.0", "1" * 4000, "1.5e-400"])
+def test_a_number_that_no_field_takes_fails_its_own_line_only(number: str) -> None:
+    raw = json.dumps(chat_line("b", seed="NUMBER")).replace('"NUMBER"', number).encode()
+    assert check(encode(chat_line("a"), raw), chunk=1000).errors == ()
+
+
+def test_what_passes_can_be_read_again_however_deep_the_reader_stands() -> None:
+    nested = "[" * 190 + "]" * 190
+    raw = json.dumps(chat_line("b", user="NESTED", stop="[{" * 5000)).replace('"NESTED"', nested).encode()
+    assert check(raw, chunk=1000).errors == ()
+
+    def read(depth: int) -> int:
+        return read(depth - 1) if depth else len(list(read_requests([raw], first=0, longest=len(raw))))
+
+    assert read(500) == 1
+
+
+def test_custom_ids_may_hold_half_of_a_surrogate_pair_and_are_told_apart() -> None:
+    lines = [chat_line(name) for name in ("\ud800", "\ud801", "\ud800", "?", "\ufffd")]
+    assert [(e.line, e.code) for e in check(encode(*lines)).errors] == [(3, "duplicate_custom_id")]
+
+
+def test_what_an_error_quotes_is_cut_and_can_be_sent() -> None:
+    for model in ("\ud800" * 3, "x" * 100_000, ["x" * 100_000]):
+        (error,) = check(encode(chat_line("a", model=model)), chunk=10_000).errors
+        assert error.code == "model_not_found"
+        assert len(error.message.encode()) < 1000
+
+
+def test_a_repeated_custom_id_before_a_line_without_end_is_still_reported() -> None:
+    raw = encode(chat_line("a"), chat_line("a"), chat_line("a", user="x" * 5000))
+    result = check(raw, max_line_bytes=1024)
+    assert [(e.line, e.code) for e in result.errors] == [(None, "invalid_request"), (2, "duplicate_custom_id")]
+
+
+def test_of_a_key_that_comes_twice_the_last_one_counts() -> None:
+    twice = json.dumps(chat_line("a")).encode()[:-1] + b',"custom_id":"b"}'
+    assert [e.line for e in check(encode(chat_line("a"), twice)).errors] == []
+    assert [e.line for e in check(encode(chat_line("b"), twice)).errors] == [2]
 
 
 def test_all_errors_are_gathered_in_order_of_lines() -> None:

@@ -1,0 +1,173 @@
+"""What a request may ask: accepted fields, and a clear refusal of everything else."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from pressrun.jobs.errors import UserError
+from pressrun.jobs.records import CHAT, COMPLETIONS
+from pressrun.jobs.requests import UNBUILT, ChatCompletionRequest, CompletionRequest, parse_body
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    request = parse_body(CHAT, {"model": "m", "messages": HI} | fields)
+    assert isinstance(request, ChatCompletionRequest)
+    return request
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    request = parse_body(COMPLETIONS, {"model": "m", "prompt": "hi"} | fields)
+    assert isinstance(request, CompletionRequest)
+    return request
+
+
+def refusal(endpoint: str, body: object) -> UserError:
+    with pytest.raises(UserError) as caught:
+        parse_body(endpoint, body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_a_plain_request_has_openais_defaults() -> None:
+    request = chat()
+    assert (request.temperature, request.top_p, request.n, request.limit, request.stop) == (1.0, 1.0, 1, None, [])
+    assert completion().limit == 16
+
+
+def test_every_field_is_taken() -> None:
+    request = chat(
+        max_completion_tokens=5, temperature=0, top_p=0.5, n=2, seed=-3, stop="END", presence_penalty=-2, user="u",
+        frequency_penalty=2, top_k=-1, min_p=0.1, repetition_penalty=1.1, min_tokens=1, ignore_eos=True,
+        stop_token_ids=[1], skip_special_tokens=False, include_stop_str_in_output=True, logprobs=True, top_logprobs=3,
+        response_format={"type": "text"},
+    )  # fmt: skip
+    assert (request.limit, request.temperature, request.stop, request.num_logprobs) == (5, 0.0, ["END"], 3)
+
+
+def test_null_is_the_same_as_leaving_it_out() -> None:
+    assert chat(temperature=None, tools=None, stop=None, max_tokens=None) == chat()
+
+
+def test_a_message_of_parts_reads_as_one_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert chat(messages=[{"role": "user", "content": parts}]).messages[0].text == "ab"
+
+
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"], [1, 2], [[1], [2, 3]]])
+def test_a_prompt_is_text_or_tokens_one_or_many(prompt: Any) -> None:
+    assert completion(prompt=prompt).prompt == prompt
+
+
+def test_log_probabilities_are_counted_beside_each_token() -> None:
+    assert chat().num_logprobs is None
+    assert chat(logprobs=True).num_logprobs == 0
+    assert completion(logprobs=2).num_logprobs == 2
+    assert completion().num_logprobs is None
+
+
+@pytest.mark.parametrize("name", sorted(UNBUILT))
+def test_what_is_not_built_is_refused_by_name(name: str) -> None:
+    error = refusal(CHAT, {"model": "m", "messages": HI, name: 1})
+    assert (error.param, error.code) == (name, "unsupported_parameter")
+    assert name in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code", "said"),
+    [
+        ({"max_tokens": 0}, "max_tokens", "invalid_value", "greater than or equal to 1"),
+        ({"max_tokens": 5.0}, "max_tokens", "invalid_type", "expected an integer, but got a number"),
+        ({"max_tokens": True}, "max_tokens", "invalid_type", "expected an integer, but got a boolean"),
+        ({"max_tokens": "5"}, "max_tokens", "invalid_type", "expected an integer, but got a string"),
+        ({"max_tokens": 10**400}, "max_tokens", "invalid_value", "less than or equal to 2147483647"),
+        ({"top_k": 2**40}, "top_k", "invalid_value", "less than or equal to 2147483647"),
+        ({"stop_token_ids": [2**40]}, "stop_token_ids[0]", "invalid_value", "less than or equal to 2147483647"),
+        ({"seed": 2**63}, "seed", "invalid_value", "less than"),
+        ({"temperature": 2.1}, "temperature", "invalid_value", "less than or equal to 2"),
+        ({"temperature": float("nan")}, "temperature", "invalid_value", ""),
+        ({"temperature": float("inf")}, "temperature", "invalid_value", ""),
+        ({"temperature": "hot"}, "temperature", "invalid_type", "expected a number, but got a string"),
+        ({"n": 0}, "n", "invalid_value", "greater than or equal to 1"),
+        ({"stop": ["a", ""]}, "stop[1]", "invalid_value", "at least 1 character"),
+        ({"stop": ["a"] * 17}, "stop", "invalid_value", "at most 16"),
+        ({"stop": 5}, "stop", "invalid_type", "expected an array, but got an integer"),
+        ({"min_tokens": 5, "max_tokens": 4}, None, "invalid_value", "min_tokens (5) is larger than max_tokens (4)"),
+        ({"top_logprobs": 2}, None, "invalid_value", "top_logprobs needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", "less than or equal to 20"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type", "invalid_value", "'text'"),
+        ({"frobnicate": 1}, "frobnicate", "unknown_parameter", "'frobnicate'"),
+        ({"not-a-name": 1}, "not-a-name", "unknown_parameter", "'not-a-name'"),
+        ({"str": 1}, "str", "unknown_parameter", "'str'"),
+        ({"messages": []}, "messages", "invalid_value", "at least 1 item"),
+        ({"messages": None}, "messages", "missing_required_parameter", "'messages'"),
+        ({"messages": {}}, "messages", "invalid_type", "expected an array, but got an object"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter", ""),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "invalid_value", "'system'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type", "expected a string"),
+        ({"messages": [{"role": "user", "content": "x", "a-b": 1}]}, "messages[0].a-b", "unknown_parameter", ""),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+            "invalid_value",
+            "'text'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "\ud800"}]},
+            "messages[0].content",
+            "invalid_value",
+            "half of a surrogate pair",
+        ),
+    ],
+)
+def test_a_chat_request_that_cannot_be_served_says_where_and_why(
+    fields: dict[str, Any], param: str | None, code: str, said: str
+) -> None:
+    error = refusal(CHAT, {"model": "m", "messages": HI} | fields)
+    assert (error.param, error.code) == (param, code)
+    assert said in error.message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param", "said"),
+    [
+        ("", "prompt", "must not be empty"),
+        ([], "prompt", "must not be empty"),
+        ([[]], "prompt", "must not be empty"),
+        ([1, -1], "prompt[1]", "greater than or equal to 0"),
+        (["a", 5], "prompt[1]", "expected a string, but got an integer"),
+        ([[1], ["a"]], "prompt[1][0]", "expected an integer, but got a string"),
+        (5, "prompt", "expected a string, but got an integer"),
+        (["a", "\udfff"], "prompt[1]", "half of a surrogate pair"),
+        (["a"] * 3000, "prompt", "at most 2048 items"),
+    ],
+)
+def test_a_bad_prompt_says_where_and_why(prompt: Any, param: str, said: str) -> None:
+    error = refusal(COMPLETIONS, {"model": "m", "prompt": prompt})
+    assert error.param == param
+    assert said in error.message
+
+
+@pytest.mark.parametrize("body", ["text", [1], 5, None])
+def test_a_body_that_is_no_object_is_refused(body: object) -> None:
+    error = refusal(CHAT, body)
+    assert (error.param, error.code) == ("body", "invalid_type")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        (COMPLETIONS, {"prompt": [0.5] * 1_000_000}),
+        (CHAT, {"messages": [{}] * 300_000}),
+        (CHAT, {"messages": HI} | {f"key{i}": 1 for i in range(300_000)}),
+        (CHAT, {"messages": [{f"key{i}": 1 for i in range(300_000)}]}),
+    ],
+)
+def test_a_million_mistakes_cost_no_more_than_one(endpoint: str, fields: dict[str, Any]) -> None:
+    started = time.monotonic()
+    refusal(endpoint, {"model": "m"} | fields)
+    assert time.monotonic() - started < 1.0
