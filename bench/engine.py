@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def drain(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
 
 
 def run_transformers(folder: Path, prompts: list[list[int]], num_tokens: int) -> Run:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
     pad = model.generation_config.pad_token_id or 0
 
     def generate(batch: list[list[int]]) -> list[list[int]]:
@@ -101,8 +103,8 @@ def measure_ceiling() -> float:
         x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
         weight_packed, is_packed = packed(weight)
         for run in (
-            lambda x=x, w=weight: torch.nn.functional.linear(x, w),
-            lambda x=x, w=weight_packed, p=is_packed: product(x, w, None, is_packed=p),
+            partial(torch.nn.functional.linear, x, weight),
+            partial(product, x, weight_packed, None, is_packed=is_packed),
         ):
             run()
             start, count = time.perf_counter(), 0
