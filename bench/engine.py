@@ -124,7 +124,7 @@ def needed_operations(folder: Path, prompts: list[list[int]], num_tokens: int) -
     layers = config["num_hidden_layers"] * (attention + 3 * hidden * config["intermediate_size"])
     num_computed = sum(map(len, prompts)) + len(prompts) * (num_tokens - 1)
     num_drawn = len(prompts) * num_tokens
-    return 2.0 * (num_computed * layers + num_drawn * hidden * config["vocab_size"])
+    return float(2.0 * (num_computed * layers + num_drawn * hidden * config["vocab_size"]))
 
 
 def main() -> None:
