@@ -11,6 +11,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; done)
 
+# torch's threads must not spin while other processes of a test or benchmark want the same cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint bench install clean
 
 demo: $(VENV)/.user

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -248,3 +249,21 @@ def test_a_cancelled_batch_answers_every_line_once(service: Service) -> None:
     output, errors = service.lines_of(batch.output_file_id), service.lines_of(batch.error_file_id)
     assert sorted(line["custom_id"] for line in output + errors) == sorted(names)
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
+
+
+def test_the_readmes_first_batch_runs_as_it_stands(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    questions = re.search(r"cat > questions.jsonl <<'EOF'\n(.*?)EOF\n", readme, flags=re.S)
+    example = re.search(r"```python\n(.*?)```", readme, flags=re.S)
+    assert questions is not None
+    assert example is not None
+    (tmp_path / "questions.jsonl").write_text(questions[1].replace("smollm2-135m-instruct", MODEL))
+    monkeypatch.chdir(tmp_path)
+    code = example[1].replace("http://localhost:8000/v1", str(service.client.base_url))
+    code = code.replace('open("questions.jsonl", "rb")', 'Path("questions.jsonl")')  # which the SDK closes
+    exec(compile(code, "README.md", "exec"), {"Path": Path})
+    said = capsys.readouterr().out
+    assert "completed=2" in said
+    assert "Paris" in said

@@ -48,6 +48,8 @@ class EngineProcess:
     def start(self) -> None:
         """Start the process; the one before must have ended."""
         assert not self.running, "the engine runs already"
+        # On a CPU, threads that spin while they wait take the cores from this process. OpenMP reads it as torch loads.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, self._factory, os.getpid())

@@ -24,7 +24,7 @@ from ..jobs.submit import sweep_files
 log = logging.getLogger(__name__)
 
 # Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
-FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S = 0.05, 0.2, 0.5, 5.0, 60.0
+FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S = 0.05, 0.2, 1.0, 5.0, 60.0
 RETRY_S = 1.0
 KINDS: tuple[BatchKind, ...] = ("batch", "job")
 Task = Callable[[Backend, str], None]

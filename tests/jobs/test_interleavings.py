@@ -20,7 +20,7 @@ from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.errors import BlobMissing, Conflict
 from pressrun.jobs.records import ENDED, Batch
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.store import Store, batch_key
 from pressrun.jobs.submit import create_batch, create_file, create_job, job_result
 from pressrun.workers.housekeeping import Housekeeper, Task
 
@@ -31,7 +31,7 @@ CHAT = "/v1/chat/completions"
 NUM_LINES, SHARD_LINES = 7, 2
 NUM_SHARDS = -(-NUM_LINES // SHARD_LINES)
 NAMES = [f"c{i}" for i in range(NUM_LINES)]
-NUM_STORIES, NUM_SLICES = int(os.environ.get("PRESSRUN_TEST_STORIES", "120")), 8
+NUM_STORIES, NUM_SLICES = int(os.environ.get("PRESSRUN_TEST_STORIES", "96")), 8
 # What an action may end in because another was faster; it is tried again, as its caller would.
 LATE = (LockNotOwnedError, BlobMissing, Conflict)
 
@@ -227,3 +227,47 @@ def test_whatever_dies_or_stalls_every_line_comes_out_once(
             except BaseException as error:
                 error.add_note(f"in the story of seed {seed}")
                 raise
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("PRESSRUN_TEST_BLACKOUTS", "4"))))
+def test_a_machine_that_loses_power_takes_no_line_with_it(
+    own_valkey: OwnValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """What Redis loses then is whatever it wrote since somebody waited for its disk: leases, results, sealed shards."""
+    log = own_valkey.folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
+    safe = 0
+    wait = Store.make_durable
+
+    def make_durable(store: Store) -> None:
+        nonlocal safe
+        wait(store)
+        safe = log.stat().st_size
+
+    monkeypatch.setattr(Store, "make_durable", make_durable)
+    settings = load_settings({}, data_dir=tmp_path, shard_lines=SHARD_LINES, feed_window=3, max_attempts=4)
+    with own_valkey.client() as redis:
+        story = Story(backend_on(settings, redis), seed)
+        serve_model(story.backend)
+        raw = encode(*map(chat_line, NAMES))
+        file = create_file(story.backend, filename="in.jsonl", purpose="batch", chunks=[raw])
+        batch = create_batch(story.backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        story.batch_id = batch.id
+
+        def lose_power() -> None:
+            own_valkey.kill()
+            os.truncate(log, story.chance.randint(safe, log.stat().st_size))
+            own_valkey.start()
+            serve_model(story.backend)
+
+        for _ in range(8):
+            tick(story.backend)
+            for shard in story.chance.sample(range(NUM_SHARDS), 2):
+                story.num_runs += 1
+                run_shard(story.backend, batch.id, shard, story.num_runs)
+            if story.chance.random() < 0.7:
+                lose_power()
+        story.bring_to_an_end()
+        done = story.check()
+        lose_power()
+        story.bring_to_an_end()
+        assert story.check() == done
