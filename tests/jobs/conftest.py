@@ -93,6 +93,14 @@ def forgetful_valkey() -> Iterator[OwnValkey]:
 
 
 @pytest.fixture
+def redis(forgetful_valkey: OwnValkey) -> Iterator[Redis]:
+    """A client on an empty database. What is said of the disk is tested on servers that write to it."""
+    with forgetful_valkey.client() as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
 def make_backend(redis: Redis, tmp_path: Path) -> MakeBackend:
     """Backends on one server and one folder, which differ in settings, as processes may."""
 
