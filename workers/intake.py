@@ -97,5 +97,5 @@ class Intake:
     def _missing(self, claim: Claim) -> list[Line]:
         batch, shard = claim.batch, claim.shard
         chunks = self._backend.blobs_of(batch).open(batch.input_blob, shard.offset, shard.size)
-        lines = read_requests(chunks, first=shard.first_line, longest=self._backend.settings.max_line_bytes)
+        lines = read_requests(chunks, first=shard.first_line, longest=shard.size)
         return [line for line in lines if line.index not in claim.done]
