@@ -47,8 +47,6 @@ def run_worker(settings: Settings) -> int:
         return run(settings)
     folder = ensure_model(settings.model, settings.data_dir, log.info)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # All of it is on disk: nothing below needs to ask the hub.
-    # On a CPU that others use too, OpenMP threads that spin while they wait for each other slow the engine fivefold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return run(settings, folder)
 
 

@@ -48,7 +48,8 @@ class EngineProcess:
     def start(self) -> None:
         """Start the process; the one before must have ended."""
         assert not self.running, "the engine runs already"
-        # On a CPU, threads that spin while they wait take the cores from this process. OpenMP reads it as torch loads.
+        # On a CPU that others use too, threads that spin while they wait slow a step fivefold. OpenMP reads this as
+        # torch loads, so it is set before the child starts.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
