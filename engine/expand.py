@@ -10,12 +10,12 @@ from .request import Request, SamplingParams
 STRIDE = 0x9E3779B97F4A7C15
 
 
-def expand(request: Request, n: int) -> list[Request]:
-    """Return `n` requests with the ids "{id}/0" to "{id}/{n - 1}"; if the request has a seed, each has its own.
+def expand(request: Request, n: int, *, first: int = 0) -> list[Request]:
+    """Return `n` requests with the ids "{id}.{first}", …; if the request has a seed, each has its own.
 
     The first keeps the request's seed, so that n=1 draws what the request alone would.
     """
-    return [replace(request, id=f"{request.id}/{i}", params=_with_own_seed(request, i)) for i in range(n)]
+    return [replace(request, id=f"{request.id}.{first + i}", params=_with_own_seed(request, i)) for i in range(n)]
 
 
 def _with_own_seed(request: Request, i: int) -> SamplingParams:

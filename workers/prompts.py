@@ -7,12 +7,12 @@ Knows nothing of Redis, nor of when a line runs.
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
+from ..engine.expand import expand
 from ..engine.request import ModelInfo, Request, SamplingParams
 from ..jobs.errors import UserError
 from ..jobs.lines import refused
@@ -51,13 +51,9 @@ class Prepared:
         """The engine requests, choices of one prompt side by side; their ids are `name.0`, `name.1`, …"""
         n = self.body.n
         return [
-            Request(
-                id=f"{name}.{place}",
-                prompt=self.prompts[place // n],
-                params=_for_choice(self.params[place // n], place % n),
-                priority=priority,
-            )
-            for place in range(self.num_choices)
+            request
+            for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True))
+            for request in expand(Request(id=name, prompt=prompt, params=params, priority=priority), n, first=i * n)
         ]
 
 
@@ -185,11 +181,3 @@ def _message(body: ChatCompletionRequest, place: int) -> dict[str, str]:
     role = "system" if message.role == "developer" else message.role
     named = {} if message.name is None else {"name": message.name}
     return {"role": role, "content": message.text} | named
-
-
-def _for_choice(params: SamplingParams, choice: int) -> SamplingParams:
-    """Each choice of a seeded request draws from a seed of its own; the first one from the request's."""
-    if params.seed is None or choice == 0:
-        return params
-    digest = hashlib.blake2b(f"{params.seed}:{choice}".encode(), digest_size=8).digest()
-    return replace(params, seed=int.from_bytes(digest) >> 1)

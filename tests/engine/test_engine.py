@@ -85,10 +85,10 @@ def test_choices_share_the_prompts_pages_and_have_their_own_draws(tiny: Path, ma
     request = ask(PROMPT, temperature=1.0, seed=11, max_tokens=16, ignore_eos=True)
     engine = make_engine(tiny, page_size=4)
     choices = engine.finish(expand(request, 4))
-    assert list(choices) == ["a/0", "a/1", "a/2", "a/3"]
+    assert list(choices) == ["a.0", "a.1", "a.2", "a.3"]
     assert len({tuple(output.token_ids) for output in choices.values()}) == 4
     assert [output.num_cached_tokens for output in choices.values()] == [0, 16, 16, 16]
-    assert choices["a/0"].token_ids == engine.finish([request])["a"].token_ids
+    assert choices["a.0"].token_ids == engine.finish([request])["a"].token_ids
 
 
 def test_length_stop_tokens_and_end_of_sequence_end_a_sequence(make_model: Make, make_engine: Make, ask: Ask) -> None:
