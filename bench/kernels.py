@@ -12,16 +12,18 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pressrun.kernels import checks, kv_write, paged_attention, rms_norm, rotary, silu_mul
-from pressrun.kernels.reference import kv_write as reference_kv_write
+from pressrun.kernels import checks, paged_attention, rms_norm, rotate_and_write, sample, silu_mul
+from pressrun.kernels.paged_attention import SharedLevel, SharedPrefixes
 from pressrun.kernels.reference import paged_attention as reference_paged_attention
 from pressrun.kernels.reference import rms_norm as reference_rms_norm
-from pressrun.kernels.reference import rotary as reference_rotary
+from pressrun.kernels.reference import rotate_and_write as reference_rotate_and_write
+from pressrun.kernels.reference import sample as reference_sample
 from pressrun.kernels.reference import silu_mul as reference_silu_mul
 
 DTYPE = torch.bfloat16
@@ -97,15 +99,15 @@ def _matmul_tflops() -> float:
     return 2 * 8192**3 / _milliseconds(lambda: a @ b) / 1e9
 
 
-def _check(name: str, run: Callable[[], Any], reference: Callable[[], Any]) -> None:
-    """Compare all results; both sides round, so twice the tolerance of one is allowed."""
+def _check(name: str, run: Callable[[], Any], reference: Callable[[], Any], dtype: torch.dtype = DTYPE) -> None:
+    """Compare all results; both sides round to the dtype, so twice its tolerance is allowed."""
     with checks.poisoned_memory():
         actual = run()
     expected = reference()
     pairs = zip(actual, expected, strict=True) if isinstance(actual, tuple) else [(actual, expected)]
     for one, other in pairs:
         error = max(checks.vector_error(x, y) for x, y in zip(one.split(1024), other.split(1024), strict=True))
-        assert error <= 2 * checks.TOLERANCES[DTYPE], f"{name}: relative error {error:.2e}"
+        assert error <= 2 * checks.TOLERANCES[dtype], f"{name}: relative error {error:.2e}"
 
 
 def _randn(*shape: int) -> Tensor:
@@ -113,59 +115,126 @@ def _randn(*shape: int) -> Tensor:
 
 
 def bench_elementwise(bench: Bench, model: Model, num_tokens: int) -> None:
-    """The four kernels beside attention, on the tokens of one step."""
-    heads, kv_heads, size = model.num_heads, model.num_kv_heads, model.head_size
+    """The kernels beside attention, on the tokens of one step."""
     x, residual = _randn(num_tokens, model.hidden), _randn(num_tokens, model.hidden)
     weight, gate_up = _randn(model.hidden), _randn(num_tokens, 2 * model.intermediate)
-    qkv = _randn(num_tokens, heads + 2 * kv_heads, size)
-    q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
-    positions = torch.randint(0, 8192, (num_tokens,), device="cuda")
-    angles = torch.rand(8192, size // 2, device="cuda")
-    pages = [_randn(num_tokens // 16 + 64, kv_heads, 16, size) for _ in range(4)]
-    slots = torch.randperm(pages[0].shape[0] * 16, device="cuda")[:num_tokens]
-    norm, turn = (x, residual, weight, 1e-5), (q, k, positions, angles.cos(), angles.sin())
+    norm = (x, residual, weight, 1e-5)
     name = f"{model.name}, {num_tokens} tokens"
 
     _check("add_rms_norm", lambda: rms_norm.add_rms_norm(*norm), lambda: reference_rms_norm.add_rms_norm(*norm))
     bench.bytes_moved("add_rms_norm", name, 4 * x.nbytes, lambda: rms_norm.add_rms_norm(*norm))
-    _check("rotary", lambda: rotary.rotary(*turn), lambda: reference_rotary.rotary(*turn))
-    bench.bytes_moved("rotary", name, 2 * (q.nbytes + k.nbytes), lambda: rotary.rotary(*turn))
     _check("silu_mul", lambda: silu_mul.silu_mul(gate_up), lambda: reference_silu_mul.silu_mul(gate_up))
     bench.bytes_moved("silu_mul", name, gate_up.nbytes * 3 // 2, lambda: silu_mul.silu_mul(gate_up))
+    for normed, pages_dtype in ((False, DTYPE), (True, DTYPE), (True, torch.float8_e4m3fn)):
+        bench_rotate_and_write(bench, model, num_tokens, normed, pages_dtype)
+
+
+def bench_rotate_and_write(bench: Bench, model: Model, num_tokens: int, normed: bool, pages_dtype: torch.dtype) -> None:
+    """The tokens of one step, all kept; the projection is read once, queries, keys and values are written once."""
+    heads, kv_heads, size = model.num_heads, model.num_kv_heads, model.head_size
+    qkv = _randn(num_tokens, (heads + 2 * kv_heads) * size)
+    angles = torch.rand(8192, size // 2, device="cuda")
+    positions = torch.randint(0, 8192, (num_tokens,), device="cuda", dtype=torch.int32)
+    pages = [_randn(num_tokens // 16 + 64, kv_heads, 16, size).to(pages_dtype) for _ in range(4)]
     pages[2].copy_(pages[0])
     pages[3].copy_(pages[1])
-    kv_write.kv_write(k, v, pages[0], pages[1], slots)
-    reference_kv_write.kv_write(k, v, pages[2], pages[3], slots)
-    assert all(torch.equal(pages[i], pages[i + 2]) for i in (0, 1)), "kv_write: wrong pages"
-    bench.bytes_moved("kv_write", name, 4 * k.nbytes, lambda: kv_write.kv_write(k, v, pages[0], pages[1], slots))
+    slots = torch.randperm(pages[0].shape[0] * 16, device="cuda", dtype=torch.int32)[:num_tokens]
+    arguments = (qkv, positions, slots, angles.cos(), angles.sin())
+    norms = {"q_norm_D": _randn(size), "k_norm_D": _randn(size)} if normed else {}
+    ours, theirs = rotate_and_write.rotate_and_write, reference_rotate_and_write.rotate_and_write
+
+    def run() -> tuple[Tensor, ...]:
+        q = ours(*arguments, *pages[:2], num_heads=heads, eps=1e-6, **norms)
+        return q, pages[0].to(DTYPE), pages[1].to(DTYPE)
+
+    def reference() -> tuple[Tensor, ...]:
+        q = theirs(*arguments, *pages[2:], num_heads=heads, eps=1e-6, **norms)
+        return q, pages[2].to(DTYPE), pages[3].to(DTYPE)
+
+    _check("rotate_and_write", run, reference, pages_dtype)
+    written = num_tokens * size * (heads * DTYPE.itemsize + 2 * kv_heads * pages_dtype.itemsize)
+    kind = ", normed" * normed + ", float8 pages" * (pages_dtype != DTYPE)
+    bench.bytes_moved(
+        "rotate_and_write",
+        f"{model.name}, {num_tokens} tokens{kind}",
+        qkv.nbytes + written,
+        lambda: ours(*arguments, *pages[:2], num_heads=heads, eps=1e-6, **norms),
+    )
 
 
-def bench_attention(bench: Bench, model: Model, rows: list[tuple[int, int]], shape: str, page_size: int = 16) -> None:
-    """Rows of (query tokens, context tokens): decodes are held against the copy, a lone prefill against the product."""
+def bench_sample(bench: Bench, num_rows: int, vocab_size: int) -> None:
+    """Drawing one token of each row; bytes are those of one pass over the logits, however many there are."""
+    logits = 3 * _randn(num_rows, vocab_size)
+    rows = torch.arange(num_rows, device="cuda")
+    for kind, temperature, top_k, top_p in (
+        ("greedy", 0.0, 0, 1.0),
+        ("unfiltered", 1.0, 0, 1.0),
+        ("top_k 50", 1.0, 50, 1.0),
+        ("top_p 0.9", 1.0, 0, 0.9),
+    ):
+        params = sample.SamplingRows(
+            temperature_R=torch.full((num_rows,), temperature, device="cuda"),
+            top_p_R=torch.full((num_rows,), top_p, device="cuda"),
+            min_p_R=torch.zeros(num_rows, device="cuda"),
+            top_k_R=torch.full((num_rows,), top_k, dtype=torch.int32, device="cuda"),
+            seed_R2=torch.randint(0, 2**31 - 1, (num_rows, 2), dtype=torch.int32, device="cuda"),
+        )
+        run = partial(sample.sample, logits, rows, rows, rows, params)
+        same = float((run() == reference_sample.sample(logits, rows, rows, rows, params)).float().mean())
+        # Only rounding sets the two apart, where two tokens or a limit and a token are as good as equal.
+        assert same > 0.98, f"sample, {kind}: {1 - same:.1%} of the tokens are others"
+        bench.bytes_moved("sample", f"{num_rows} × {vocab_size}, {kind}", logits.nbytes, run)
+
+
+def bench_attention(
+    bench: Bench,
+    model: Model,
+    rows: list[tuple[int, int]],
+    shape: str,
+    *,
+    page_size: int = 64,
+    prefix: int = 0,
+    pages_dtype: torch.dtype = DTYPE,
+) -> None:
+    """Rows of (query tokens, context tokens): decodes are held against the copy, prefills against the product.
+
+    All rows share a `prefix` of that many tokens, which counts as read once.
+    """
     widths = [-(-context // page_size) for _, context in rows]
-    k_pages, v_pages = (_randn(sum(widths), model.num_kv_heads, page_size, model.head_size) for _ in range(2))
+    k_pages, v_pages = (
+        _randn(sum(widths), model.num_kv_heads, page_size, model.head_size).to(pages_dtype) for _ in range(2)
+    )
     table = torch.zeros(len(rows), max(widths), dtype=torch.int32, device="cuda")
     shuffled = torch.split(torch.randperm(sum(widths), device="cuda", dtype=torch.int32), widths)
     for row, pages in enumerate(shuffled):
         table[row, : len(pages)] = pages
+    table[:, : prefix // page_size] = table[0, : prefix // page_size]
     queries = torch.tensor([num_queries for num_queries, _ in rows])
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), queries.cumsum(0)]).int().cuda()
     contexts = torch.tensor([context for _, context in rows], dtype=torch.int32, device="cuda")
     q = _randn(int(queries.sum()), model.num_heads, model.head_size)
     arguments, scale = (q, k_pages, v_pages, table, starts, contexts), model.head_size**-0.5
-    longest = int(queries.max())
+    longest, shared = int(queries.max()), _shared_prefix(len(rows), prefix) if prefix else None
 
     def run() -> Tensor:
-        return paged_attention.paged_attention(*arguments, scale=scale, max_query_len=longest)
+        return paged_attention.paged_attention(*arguments, scale=scale, max_query_len=longest, shared=shared)
 
     _check(shape, run, lambda: reference_paged_attention.paged_attention(*arguments, scale=scale))
-    name = f"{model.name}, {shape}, pages of {page_size}"
+    name = f"{model.name}, {shape}, {'8-bit ' if pages_dtype.itemsize == 1 else ''}pages of {page_size}"
     if min(num_queries for num_queries, _ in rows) > 1:
         seen = sum(n * context - n * (n - 1) // 2 for n, context in rows)
         bench.operations("paged_attention", name, 4 * model.num_heads * model.head_size * seen, run)
     else:
-        read = 2 * sum(context for _, context in rows) * model.num_kv_heads * model.head_size * DTYPE.itemsize
+        num_keys = sum(context - prefix for _, context in rows) + prefix
+        read = 2 * num_keys * model.num_kv_heads * model.head_size * pages_dtype.itemsize
         bench.bytes_moved("paged_attention", name, read + 2 * q.nbytes, run)
+
+
+def _shared_prefix(num_rows: int, prefix: int) -> SharedPrefixes:
+    """One group of all rows."""
+    starts, first_keys, end_keys = (torch.tensor(x, dtype=torch.int32).cuda() for x in ([0, num_rows], [0], [prefix]))
+    level = SharedLevel(group_starts=starts, first_keys=first_keys, end_keys=end_keys)
+    return SharedPrefixes(levels=(level,), own_first_keys=end_keys.repeat(num_rows))
 
 
 def main() -> int:
@@ -179,11 +248,20 @@ def main() -> int:
             bench_elementwise(bench, model, num_tokens)
         for num_rows, context in ((8, 4096), (64, 2048), (256, 512), (256, 2048), (1024, 512), (1024, 2048)):
             bench_attention(bench, model, [(1, context)] * num_rows, f"{num_rows} × {context}")
-        bench_attention(bench, model, [(1, 2048)] * 256, "256 × 2048", page_size=64)
+        for page_size in (16, 32):
+            bench_attention(bench, model, [(1, 2048)] * 256, "256 × 2048", page_size=page_size)
+            bench_attention(bench, model, [(2048, 2048)] * 8, "8 prefills of 2048", page_size=page_size)
+        bench_attention(bench, model, [(1, 1024)] * 1024, "1024 × 1024", pages_dtype=torch.float8_e4m3fn)
+        for num_rows in (256, 1024):
+            shape = f"{num_rows} × (1024 shared + 192)"
+            bench_attention(bench, model, [(1, 1216)] * num_rows, shape, prefix=1024)
         bench_attention(bench, model, [(1, 64 + 8 * row) for row in range(256)], "256 × 64…2104")
         bench_attention(bench, model, [(1, 1024)] * 256 + [(1024, 1024)], "256 × 1024 + prefill 1024")
+        bench_attention(bench, model, [(2048, 2048)] * 8, "8 prefills of 2048")
         for num_tokens in (2048, 8192):
             bench_attention(bench, model, [(num_tokens, num_tokens)], f"prefill {num_tokens}")
+    for num_rows in (64, 256, 1024):
+        bench_sample(bench, num_rows, 128256)
     summary = {
         "device": torch.cuda.get_device_name(),
         "copy_gbps": bench.copy_gbps,

@@ -19,9 +19,12 @@ class EngineConfig:
     """Names and meanings are vLLM's where it has them.
 
     `model` is a folder with config.json and *.safetensors (with `load_format` "dummy" config.json is enough).
-    `max_model_len` None takes the model's own. `num_pages` None sizes the page pool from `kv_cache_gb` (GiB) on a
-    CPU and from `gpu_memory_utilization` (a share of the card's memory) on a GPU. Steps always run eagerly, so
-    `enforce_eager` changes nothing.
+    `max_model_len` None takes the model's own. `max_num_seqs` and `max_num_batched_tokens` None choose by device and
+    by what the pages hold. `num_pages` None sizes the page pool from `kv_cache_gb` (GiB) on a CPU and from
+    `gpu_memory_utilization` (a share of the card's memory) on a GPU. `kv_cache_dtype` "fp8" keeps keys and values as
+    float8_e4m3fn: twice the tokens, rounded. `enforce_eager` forbids CUDA graphs, which a CPU has none of.
+    `async_scheduling` None plans a step while the one before still runs on a GPU, and one after the other on a CPU,
+    which has nothing to gain.
     """
 
     model: Path
@@ -29,20 +32,21 @@ class EngineConfig:
     device: str = "auto"
     load_format: Literal["safetensors", "dummy"] = "safetensors"
     max_model_len: int | None = None
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     page_size: int = 16
     num_pages: int | None = None
     kv_cache_gb: float = 1.0
     gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
-    enforce_eager: bool = True
+    enforce_eager: bool = False
+    async_scheduling: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "page_size"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_model_len", "num_pages"):
+        _require(self.page_size >= 1, f"page_size must be at least 1, not {self.page_size}")
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_pages"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         _require(self.kv_cache_gb > 0, f"kv_cache_gb must be positive, not {self.kv_cache_gb}")
@@ -51,6 +55,9 @@ class EngineConfig:
         _require(
             self.dtype in ("auto", "float32", "bfloat16", "float16"),
             f"dtype must be auto, float32, bfloat16 or float16, not {self.dtype!r}",
+        )
+        _require(
+            self.kv_cache_dtype in ("auto", "fp8"), f"kv_cache_dtype must be auto or fp8, not {self.kv_cache_dtype!r}"
         )
         _require(
             self.load_format in ("safetensors", "dummy"),

@@ -1,9 +1,13 @@
 """The engine: requests in, steps, outputs out.
 
     plan = scheduler.schedule()
-    results = runner.run(plan)
-    scheduler.record(plan, results.tokens)
-    outputs, ended = reporter.report(rows, results)
+    flight = runner.launch(plan)
+    results = flight.results()
+    live = scheduler.record(plan, results.tokens)
+    outputs, ended = reporter.report(rows, live, results)
+
+With asynchronous scheduling the last three are done while the next step already runs: the device never waits for this
+process. A sequence that has drawn its end is then found out one step late, and that step's token of it is dropped.
 
 Knows nothing of text but what `decode` tells it for stop strings, and nothing of where requests come from.
 """
@@ -17,14 +21,14 @@ import numpy as np
 
 from .config import EngineConfig
 from .loading import load
-from .memory import make_pages
+from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
 from .reports import Ending, Reporter
 from .request import Load, ModelInfo, Output, Request
 from .rows import Rows
-from .runner import Runner
+from .runner import Flight, Runner
 from .sampling import Sampler
-from .scheduler import Scheduler
+from .scheduler import Plan, Scheduler
 from .sequence import Sequence
 from .stops import Decode
 
@@ -38,8 +42,9 @@ class Engine:
     def __init__(self, config: EngineConfig, decode: Decode | None = None) -> None:
         loaded = load(config)
         self._config, self._decode = config, decode
-        kv = make_pages(config, loaded)
-        num_rows = config.max_num_seqs
+        sizes = choose_sizes(config, loaded)
+        kv = make_pages(config, loaded, sizes)
+        num_rows = sizes.num_rows
         sampler = Sampler(num_rows, loaded.config.vocab_size, loaded.eos_token_ids, loaded.device)
         self._rows = Rows(num_rows, loaded.max_model_len, config.page_size)
         self._runner = Runner(
@@ -50,14 +55,19 @@ class Engine:
             max_len=loaded.max_model_len,
             page_size=config.page_size,
             device=loaded.device,
+            enforce_eager=config.enforce_eager,
         )
+        self._runner.warm_up()
         self._scheduler = Scheduler(
             pool=PagePool(len(kv.keys[0])),
             rows=self._rows,
-            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_batched_tokens=sizes.num_step_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
+            shares_reading=loaded.device.type == "cuda" and not any(loaded.config.windows),
         )
         self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode)
+        self._is_async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
+        self._flying: tuple[Plan, Flight] | None = None
         self._live: dict[str, Sequence] = {}
         self._due: list[Output] = []
         self._num_arrivals = 0
@@ -89,30 +99,35 @@ class Engine:
             self._scheduler.add(sequence)
 
     def step(self) -> list[Output]:
-        """Compute one step; return what is due: finished sequences, new tokens of streams, refusals, aborts."""
+        """Start one step and end one; return what is due: finished sequences, new tokens of streams, refusals, aborts.
+
+        The step that ends is the one before, if scheduling is asynchronous and there was one.
+        """
         outputs, self._due = self._due, []
         plan = self._scheduler.schedule()
-        if plan is None:
-            return outputs
-        results = self._runner.run(plan)
-        self._scheduler.record(plan, results.tokens)
-        reported, ended = self._reporter.report(plan.rows[plan.draws], results)
-        self._forget(ended)
-        return outputs + reported
+        launched = None if plan is None else (plan, self._runner.launch(plan))
+        flying, self._flying = self._flying, launched
+        if flying is not None:
+            outputs += self._land(*flying)
+        if not self._is_async and launched is not None:
+            self._flying = None
+            outputs += self._land(*launched)
+        return outputs
 
     def abort(self, ids: Iterable[str]) -> None:
         """End requests; each is answered at the next step with what it has. Unknown ids are ignored: they ended."""
         aborted = [self._live[id] for id in set(ids) if id in self._live]
         self._due += [self._reporter.output(sequence, Ending(finish="abort")) for sequence in aborted]
-        self._forget(aborted)
+        self._forget(aborted, ended=False)
 
     def has_work(self) -> bool:
         """Whether a step would do or report anything."""
-        return bool(self._live or self._due)
+        return bool(self._live or self._due or self._flying)
 
     def load(self) -> Load:
         pool = self._scheduler.pool
         return Load(
+            num_rows=len(self._rows.sequences),
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
             num_free_pages=pool.num_free,
@@ -124,13 +139,25 @@ class Engine:
             num_generated_tokens=self._scheduler.num_generated_tokens,
         )
 
+    def reset_prefix_cache(self) -> None:
+        """Forget the pages that no live sequence owns, so that nothing computed before is reused."""
+        self._scheduler.pool.forget_idle()
+
     def check(self) -> None:
         """Raise AssertionError unless the page pool's books agree with the rows. For tests, after every step."""
         self._scheduler.check()
 
-    def _forget(self, sequences: list[Sequence]) -> None:
+    def _land(self, plan: Plan, flight: Flight) -> list[Output]:
+        """Take in what a step drew."""
+        results = flight.results()
+        live_D = self._scheduler.record(plan, results.tokens)
+        outputs, ended = self._reporter.report(plan.rows[plan.draws], live_D, results)
+        self._forget(ended, ended=True)
+        return outputs
+
+    def _forget(self, sequences: list[Sequence], *, ended: bool) -> None:
         if sequences:
-            self._scheduler.close(sequences)
+            self._scheduler.close(sequences, ended=ended)
         for sequence in sequences:
             del self._live[sequence.request.id]
 

@@ -1,4 +1,4 @@
-"""How many pages the KV cache gets: asked for outright, or sized from a setting and what the device has left.
+"""How large things get: the KV cache, the steps and the number of rows, as settings say or as the device has room.
 
 Knows nothing of who will own the pages. Every failure names the setting to change.
 """
@@ -18,13 +18,35 @@ from .models.base import KVPages, StepTensors
 
 GIB = 1 << 30
 
+# On a CPU a step is bound by its products from few rows on; a GPU wants hundreds of rows and thousands of tokens.
+CPU_ROWS, CPU_STEP_TOKENS = 256, 2048
+GPU_MIN_ROWS, GPU_MAX_ROWS, GPU_STEP_TOKENS = 256, 2048, 8192
+# The context that a row is taken to have when rows are counted from pages.
+TOKENS_PER_ROW = 256
+# What CUDA graphs keep beside their tensors, and what fragments of memory cannot be used.
+GRAPHS_BYTES = GIB // 2
 
-def make_pages(config: EngineConfig, loaded: Loaded) -> KVPages:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What the settings leave open, decided."""
+
+    num_rows: int
+    num_step_tokens: int
+
+
+def choose_sizes(config: EngineConfig, loaded: Loaded) -> Sizes:
+    """The most rows, and the most tokens of one step."""
+    on_gpu = loaded.device.type == "cuda"
+    step_tokens = config.max_num_batched_tokens or (GPU_STEP_TOKENS if on_gpu else CPU_STEP_TOKENS)
+    num_rows = config.max_num_seqs or (_gpu_rows(config, loaded) if on_gpu else CPU_ROWS)
+    return Sizes(num_rows=num_rows, num_step_tokens=step_tokens)
+
+
+def make_pages(config: EngineConfig, loaded: Loaded, sizes: Sizes) -> KVPages:
     """The KV cache, as large as the settings say. Raises OutOfMemory."""
-    page_shape = (loaded.model.num_kv_heads, config.page_size, loaded.config.head_dim)
-    num_layers = loaded.config.num_hidden_layers
-    layout = _Layout(num_layers=num_layers, page_shape=page_shape, dtype=loaded.dtype, device=loaded.device)
-    return _allocate(config, _num_pages(config, loaded, layout), layout)
+    layout = _layout(config, loaded)
+    return _allocate(config, _num_pages(config, loaded, layout, sizes), layout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +64,32 @@ class _Layout:
         return 2 * self.num_layers * math.prod(self.page_shape) * self.dtype.itemsize
 
 
-def _num_pages(config: EngineConfig, loaded: Loaded, layout: _Layout) -> int:
+def _layout(config: EngineConfig, loaded: Loaded) -> _Layout:
+    page_shape = (loaded.model.num_kv_heads, config.page_size, loaded.config.head_dim)
+    num_layers = loaded.config.num_hidden_layers
+    dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else loaded.dtype
+    return _Layout(num_layers=num_layers, page_shape=page_shape, dtype=dtype, device=loaded.device)
+
+
+def _gpu_rows(config: EngineConfig, loaded: Loaded) -> int:
+    """So many that contexts of a few hundred tokens fill the pages."""
+    layout = _layout(config, loaded)
+    if config.num_pages is not None:
+        num_pages = config.num_pages
+    else:
+        total = torch.cuda.get_device_properties(layout.device).total_memory
+        left = int(total * config.gpu_memory_utilization) - torch.cuda.memory_allocated(layout.device)
+        num_pages = left // layout.page_bytes
+    num_rows = num_pages * config.page_size // TOKENS_PER_ROW // 128 * 128
+    return max(GPU_MIN_ROWS, min(GPU_MAX_ROWS, num_rows))
+
+
+def _num_pages(config: EngineConfig, loaded: Loaded, layout: _Layout, sizes: Sizes) -> int:
     if config.num_pages is not None:
         return config.num_pages
     page_bytes = layout.page_bytes
     if layout.device.type == "cuda":
-        peak_bytes = _measure_peak(config, loaded, layout)
+        peak_bytes = _measure_peak(config, loaded, layout, sizes)
         total = torch.cuda.get_device_properties(layout.device).total_memory
         setting = f"gpu_memory_utilization ({config.gpu_memory_utilization:g} of {total / GIB:.1f} GiB)"
         left = int(total * config.gpu_memory_utilization) - peak_bytes
@@ -77,41 +119,56 @@ def _allocate(config: EngineConfig, num_pages: int, layout: _Layout) -> KVPages:
 
 
 @torch.inference_mode()
-def _measure_peak(config: EngineConfig, loaded: Loaded, layout: _Layout) -> int:
+def _measure_peak(config: EngineConfig, loaded: Loaded, layout: _Layout, sizes: Sizes) -> int:
     """Bytes of the card in use at the height of the largest step, all that is there before it included."""
-    device, page_size = layout.device, config.page_size
-    num_tokens = config.max_num_batched_tokens
-    num_rows = -(-num_tokens // page_size)
-    kv = _allocate(config, num_rows, layout)
+    device, page_size, num_tokens = layout.device, config.page_size, sizes.num_step_tokens
+    num_pages = -(-num_tokens // page_size)
+    kv = _allocate(config, num_pages, layout)
+    before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    indices_T = torch.arange(num_tokens, device=device)
-    starts_S1 = (torch.arange(num_rows + 1, device=device) * page_size).clamp_(max=num_tokens)
-    step = StepTensors(
-        positions=indices_T % min(page_size, loaded.max_model_len),
-        slots=indices_T,
-        page_table=torch.arange(num_rows, dtype=torch.int32, device=device).unsqueeze(1),
-        query_starts=starts_S1,
-        context_lens=starts_S1.diff(),
-        drawing=indices_T[: config.max_num_seqs],
-        max_query_len=page_size,
-        max_context_len=page_size,
-    )
     try:
-        hidden_DE = loaded.model.forward(torch.zeros_like(indices_T), step, kv)
-        # Drawing works on float32 logits, in a few copies.
-        loaded.model.logits(hidden_DE).float().softmax(-1).cumsum(-1)
+        step = _largest_step(num_pages, num_tokens, page_size, device)
+        hidden_SE = loaded.model.forward(torch.zeros_like(step.positions), step, kv)
+        # Drawing works on float32 logits of the rows that ask for more than the likeliest token, in a few copies.
+        logits_SV = loaded.model.logits(hidden_SE[: sizes.num_rows])
+        logits_SV[:64].float().softmax(-1).cumsum(-1)
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
-            f"a step does not fit: lower max_num_batched_tokens ({num_tokens}) or max_num_seqs ({config.max_num_seqs})"
+            f"a step does not fit: lower max_num_batched_tokens ({num_tokens}) or max_num_seqs ({sizes.num_rows})"
         ) from e
     torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device) - num_rows * layout.page_bytes
-    row_bytes = loaded.max_model_len * 4 * (1 + 1 / page_size)
-    del kv, hidden_DE
+    peak = torch.cuda.max_memory_allocated(device) - num_pages * layout.page_bytes
+    captured = _captured_bytes(loaded, sizes, torch.cuda.max_memory_allocated(device) - before)
+    row_bytes = loaded.max_model_len // page_size * 4
+    del kv, hidden_SE, logits_SV, step
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     outside_of_torch = total - free - torch.cuda.memory_reserved(device)
-    return peak + outside_of_torch + int(config.max_num_seqs * row_bytes)
+    return peak + outside_of_torch + sizes.num_rows * row_bytes + (0 if config.enforce_eager else captured)
+
+
+def _captured_bytes(loaded: Loaded, sizes: Sizes, step_bytes: int) -> int:
+    """What captured steps keep: their own memory for the largest one, and the logits."""
+    logits_bytes = sizes.num_rows * loaded.config.vocab_size * loaded.dtype.itemsize
+    return step_bytes * sizes.num_rows // sizes.num_step_tokens + logits_bytes + GRAPHS_BYTES
+
+
+def _largest_step(num_rows: int, num_tokens: int, page_size: int, device: torch.device) -> StepTensors:
+    """A step of one page for every row."""
+    indices_T = torch.arange(num_tokens, dtype=torch.int32, device=device)
+    starts_S1 = (torch.arange(num_rows + 1, dtype=torch.int32, device=device) * page_size).clamp_(max=num_tokens)
+    return StepTensors(
+        positions=indices_T % page_size,
+        slots=indices_T,
+        page_table=torch.arange(num_rows, dtype=torch.int32, device=device).unsqueeze(1),
+        rows=torch.arange(num_rows, dtype=torch.int32, device=device),
+        query_starts=starts_S1,
+        context_lens=starts_S1.diff(),
+        last=starts_S1[1:] - 1,
+        max_query_len=page_size,
+        max_context_len=page_size,
+        shared=None,
+    )
 
 
 def _setting(config: EngineConfig, device: torch.device) -> str:

@@ -40,14 +40,16 @@ class PagePool:
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
         self._owners = np.zeros(num_pages, np.int64)
-        self._empty = list(range(num_pages - 1, -1, -1))
+        # A stack: the first _num_empty of them are empty.
+        self._empty = np.arange(num_pages - 1, -1, -1)
+        self._num_empty = num_pages
         self._idle: OrderedDict[int, None] = OrderedDict()  # unowned but published, oldest first
         self._page_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
-        return len(self._empty) + len(self._idle)
+        return self._num_empty + len(self._idle)
 
     def match(self, hashes: Sequence[bytes]) -> Match:
         """Find the pages of the longest prefix of `hashes` that is published. Changes nothing."""
@@ -71,11 +73,11 @@ class PagePool:
     def grow(self, num_new: int) -> IntArray:
         """Own `num_new` pages of unknown content. They must fit in `num_free`."""
         assert num_new <= self.num_free
-        split = max(0, len(self._empty) - num_new)
-        taken = self._empty[split:]
-        del self._empty[split:]
-        taken += [self._evict() for _ in range(num_new - len(taken))]
-        pages = np.array(taken, np.int64)
+        start = max(0, self._num_empty - num_new)
+        empty = self._empty[start : self._num_empty]
+        evicted = [self._evict() for _ in range(num_new - len(empty))]
+        pages = np.concatenate([empty, np.array(evicted, np.int64)])
+        self._num_empty = start
         self._owners[pages] = 1
         return pages
 
@@ -94,7 +96,12 @@ class PagePool:
             if page in self._hash_of:
                 self._idle[page] = None
             else:
-                self._empty.append(page)
+                self._put_empty(page)
+
+    def forget_idle(self) -> None:
+        """Empty all pages that nobody owns."""
+        while self._idle:
+            self._put_empty(self._evict())
 
     def num_released(self, pages: IntArray) -> int:
         """How many of a sequence's pages would be free if it released them."""
@@ -110,13 +117,18 @@ class PagePool:
             assert len(set(pages.tolist())) == len(pages), "a sequence holds a page twice"
             counts[pages] += 1
         assert (counts == self._owners).all(), "owner counts differ from the pages that sequences hold"
-        free = self._empty + list(self._idle)
+        empty = self._empty[: self._num_empty].tolist()
+        free = empty + list(self._idle)
         assert len(set(free)) == len(free), "a page is free twice"
         assert set(free) == set(np.flatnonzero(counts == 0).tolist()), "owned and free pages are not all pages"
         assert all(page in self._hash_of for page in np.flatnonzero(counts > 1).tolist()), "shared, not published"
         assert all(page in self._hash_of for page in self._idle), "an idle page has no name"
-        assert not any(page in self._hash_of for page in self._empty), "an empty page has a name"
+        assert not any(page in self._hash_of for page in empty), "an empty page has a name"
         assert {page: name for name, page in self._page_of.items()} == self._hash_of, "names and pages disagree"
+
+    def _put_empty(self, page: int) -> None:
+        self._empty[self._num_empty] = page
+        self._num_empty += 1
 
     def _evict(self) -> int:
         page, _ = self._idle.popitem(last=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .pages import IntArray
 from .sequence import Sequence
+from .transfer import upload
 
 
 class Penalties:
@@ -37,9 +38,9 @@ class Penalties:
         self.asks_R[row] = strengths != (0.0, 0.0, 1.0)
         if not self.asks_R[row]:
             return
-        self._strengths_R3[row] = torch.tensor(strengths)
+        self._strengths_R3[row] = upload(np.array(strengths, np.float32), self._device)
         slot = self._slot_R[row] = self._free_slot()
-        tokens = torch.from_numpy(sequence.tokens.astype(np.int64)).to(self._device)
+        tokens = upload(sequence.tokens.astype(np.int64), self._device)
         prompt, generated = tokens[: sequence.num_prompt], tokens[sequence.num_prompt :]
         self._in_prompt_CV[slot].zero_()[prompt] = True
         ones = torch.ones_like(generated, dtype=torch.int32)
@@ -47,8 +48,8 @@ class Penalties:
 
     def apply(self, logits_nV: Tensor, rows_n: IntArray) -> Tensor:
         """Return penalised logits, float32. Order as in vLLM: repetition, then frequency, then presence."""
-        slots_n = torch.from_numpy(self._slot_R[rows_n]).to(self._device)
-        strengths_n3 = self._strengths_R3[torch.from_numpy(rows_n).to(self._device)]
+        slots_n = upload(self._slot_R[rows_n], self._device)
+        strengths_n3 = self._strengths_R3[upload(rows_n, self._device)]
         presence_n1, frequency_n1, repetition_n1 = strengths_n3.unsqueeze(2).unbind(1)
         generated_nV = self._generated_CV[slots_n]
         seen_nV = self._in_prompt_CV[slots_n] | (generated_nV > 0)
@@ -59,7 +60,7 @@ class Penalties:
 
     def count(self, tokens_n: Tensor, rows_n: IntArray) -> None:
         """Note one newly drawn token of each row."""
-        slots_n = torch.from_numpy(self._slot_R[rows_n]).to(self._device)
+        slots_n = upload(self._slot_R[rows_n], self._device)
         self._generated_CV[slots_n, tokens_n] += 1
 
     def _free_slot(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .pages import IntArray
 from .request import FinishReason, Output
@@ -35,11 +36,13 @@ class Reporter:
         self._rows, self._decode = rows, decode
         self._eos_token_ids = np.array(eos_token_ids, np.int64)
 
-    def report(self, rows_D: IntArray, results: Results) -> tuple[list[Output], list[Sequence]]:
-        """Return the outputs due after a step, and the sequences that have ended."""
-        endings = self._common_endings(rows_D, results.tokens)
+    def report(
+        self, rows_D: IntArray, live_D: npt.NDArray[np.bool_], results: Results
+    ) -> tuple[list[Output], list[Sequence]]:
+        """Return the outputs due after a step, and the sequences that have ended. Rows not live are others'."""
+        endings = self._common_endings(rows_D[live_D], results.tokens[live_D])
         outputs: list[Output] = []
-        for i in np.flatnonzero(self._rows.watched_R[rows_D]).tolist():
+        for i in np.flatnonzero(self._rows.watched_R[rows_D] & live_D).tolist():
             row = int(rows_D[i])
             sequence = self._rows.sequence(row)
             if i in results.logprobs:
@@ -70,7 +73,7 @@ class Reporter:
 
     def _common_endings(self, rows_D: IntArray, tokens_D: IntArray) -> dict[int, Ending]:
         is_eos_D = np.isin(tokens_D, self._eos_token_ids) & self._rows.heeds_eos_R[rows_D]
-        is_full_D = self._rows.num_tokens_R[rows_D] >= self._rows.limit_R[rows_D]
+        is_full_D = self._rows.num_known_R[rows_D] >= self._rows.limit_R[rows_D]
         endings = dict.fromkeys(rows_D[is_full_D].tolist(), Ending(finish="length"))
         return endings | dict.fromkeys(rows_D[is_eos_D].tolist(), Ending(finish="stop"))
 

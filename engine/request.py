@@ -79,6 +79,7 @@ class Output:
 class Load:
     """How full the engine is: what decides how many more requests its owner should hold ready."""
 
+    num_rows: int
     num_running: int
     num_waiting: int
     num_free_pages: int

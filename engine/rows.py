@@ -23,17 +23,25 @@ class Rows:
         self._free = list(range(num_rows - 1, -1, -1))
         self.token_ids_RL = np.zeros((num_rows, max_len), np.int32)
         self.page_table_RN = np.zeros((num_rows, -(-max_len // page_size)), np.int32)
-        # Tokens that are known; those of them whose keys and values are in the pages; how many there can ever be.
+        # Tokens that there are, with one that a step under way is drawing; those of them whose value is known here;
+        # those whose keys and values are in the pages once all steps under way are done; how many there can ever be.
         self.num_tokens_R = np.zeros(num_rows, np.int64)
+        self.num_known_R = np.zeros(num_rows, np.int64)
         self.num_computed_R = np.zeros(num_rows, np.int64)
+        self.num_prompt_R = np.zeros(num_rows, np.int64)
         self.limit_R = np.zeros(num_rows, np.int64)
-        # Pages that are owned; those of them, from the first on, that were offered to the pool for reuse.
+        # Pages that are owned; those, from the first on, that were found in the cache, or offered to it since.
         self.num_pages_R = np.zeros(num_rows, np.int64)
+        self.num_cached_R = np.zeros(num_rows, np.int64)
         self.num_published_R = np.zeros(num_rows, np.int64)
+        # A new number whenever a row gets an owner, so that a late result is not taken for the next owner's.
+        self.tenancy_R = np.full(num_rows, -1, np.int64)
+        self._num_tenancies = 0
         # Who goes first: lower priority numbers, then earlier arrivals.
         self.priority_R = np.zeros(num_rows, np.int64)
         self.arrival_R = np.zeros(num_rows, np.int64)
         self.heeds_eos_R = np.zeros(num_rows, np.bool_)
+        self.may_end_early_R = np.zeros(num_rows, np.bool_)
         self.watched_R = np.zeros(num_rows, np.bool_)
 
     @property
@@ -48,13 +56,17 @@ class Rows:
         num_tokens = len(sequence.tokens)
         self.token_ids_RL[row, :num_tokens] = sequence.tokens
         self.page_table_RN[row, : len(pages)] = pages
-        self.num_tokens_R[row] = num_tokens
+        self.num_tokens_R[row] = self.num_known_R[row] = num_tokens
+        self.num_prompt_R[row] = sequence.num_prompt
         self.num_computed_R[row] = num_cached_pages * self.page_size
         self.limit_R[row] = sequence.limit
         self.num_pages_R[row] = len(pages)
-        self.num_published_R[row] = num_cached_pages
+        self.num_cached_R[row] = self.num_published_R[row] = num_cached_pages
+        self.tenancy_R[row] = self._num_tenancies
+        self._num_tenancies += 1
         self.priority_R[row], self.arrival_R[row] = sequence.order
         self.heeds_eos_R[row] = not sequence.request.params.ignore_eos
+        self.may_end_early_R[row] = sequence.may_end_early
         self.watched_R[row] = sequence.watched
         return row
 
@@ -65,6 +77,7 @@ class Rows:
         sequence.tokens = self.tokens(row).copy()
         sequence.row = None
         self.sequences[row] = None
+        self.tenancy_R[row] = -1
         self._free.append(row)
 
     def sequence(self, row: int) -> Sequence:
@@ -74,7 +87,7 @@ class Rows:
 
     def tokens(self, row: int) -> npt.NDArray[np.int32]:
         """A view of the row's known tokens."""
-        return self.token_ids_RL[row, : self.num_tokens_R[row]]
+        return self.token_ids_RL[row, : self.num_known_R[row]]
 
     def pages(self, row: int) -> npt.NDArray[np.int32]:
         """A view of the row's pages, in order."""

@@ -1,27 +1,34 @@
 """Runs planned steps on a device, whose rows hold what is known of each running sequence.
 
-Token ids, page tables and sampling parameters stay on the device by row; a step applies what has changed, gathers its
-tokens by row and position, and scatters what it drew back into the rows, where the next step finds it. Knows nothing
-of why a step is as it is.
+Page tables, sampling parameters and the tokens drawn last stay on the device by row; a step applies what has changed
+and finds what the step before drew where that left it. `launch` does not wait for the device, and what a step drew is
+taken later from the flight that it returned. Knows nothing of why a step is as it is.
 
-R rows, L tokens a row can hold, N pages a row can hold; S rows of a step, T tokens, D of the rows draw.
+R rows, N pages a row can hold; S rows of a step, T tokens, D of the rows draw, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from ..kernels.paged_attention import SharedPrefixes
+from ..kernels.step_inputs import StepInputs, step_inputs
+from .graphs import StepGraphs
 from .models.base import KVPages, Model, StepTensors
 from .pages import IntArray
+from .prefixes import shared_prefixes
 from .request import TokenLogprob
-from .sampling import Sampler
+from .sampling import Drawing, Drawn, Sampler
 from .scheduler import Plan
-from .sequence import Sequence
+from .transfer import Download, upload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +39,26 @@ class Results:
     logprobs: dict[int, TokenLogprob]
 
 
+class Flight:
+    """A step under way."""
+
+    def __init__(self, drawn: Drawn | None) -> None:
+        self._drawn = drawn
+        asked = [] if drawn is None or drawn.logprobs is None else drawn.logprobs.tensors
+        self._download = Download([] if drawn is None else [drawn.tokens, *asked])
+
+    def results(self) -> Results:
+        """Wait for the step to end."""
+        if self._drawn is None:
+            self._download.wait()
+            return Results(tokens=np.zeros(0, np.int64), logprobs={})
+        tokens, *asked = self._download.wait()
+        logprobs = {} if self._drawn.logprobs is None else self._drawn.logprobs.read(tokens, asked)
+        return Results(tokens=tokens, logprobs=logprobs)
+
+
 class Runner:
-    """Owns the device side of the rows; `run` executes one plan."""
+    """Owns the device side of the rows; `launch` starts one plan."""
 
     def __init__(
         self,
@@ -45,66 +70,117 @@ class Runner:
         max_len: int,
         page_size: int,
         device: torch.device,
+        enforce_eager: bool,
     ) -> None:
         self._model, self._kv, self._sampler = model, kv, sampler
-        self._page_size, self._device = page_size, device
-        self._token_ids_RL = torch.zeros(num_rows, max_len, dtype=torch.int32, device=device)
+        self._page_size, self._device, self._max_len = page_size, device, max_len
+        self._drawn_R = torch.zeros(num_rows, dtype=torch.int32, device=device)
         num_columns = -(-max_len // page_size)
         self._page_table_RN = torch.zeros(num_rows, num_columns, dtype=torch.int32, device=device)
+        self._graphs: StepGraphs | None = None
+        if device.type == "cuda" and not enforce_eager:
+            logits_RV = model.new_logits(num_rows)
+            self._graphs = StepGraphs(self._compute, logits_RV, max_len)
 
     @torch.inference_mode()
-    def run(self, plan: Plan) -> Results:
-        """Compute the planned tokens; draw the next token of the rows that reach their end."""
-        self._apply(plan)
-        step, token_ids_T = self._gather(plan)
-        hidden_DE = self._model.forward(token_ids_T, step, self._kv)
-        rows_D, positions_D = plan.rows[plan.draws], (plan.starts + plan.lengths)[plan.draws]
-        if not len(rows_D):
-            return Results(tokens=np.zeros(0, np.int64), logprobs={})
-        drawn = self._sampler.draw(self._model.logits(hidden_DE), rows_D, positions_D)
-        self._token_ids_RL[self._index(rows_D), self._index(positions_D)] = drawn.tokens.to(torch.int32)
-        return Results(tokens=drawn.tokens.cpu().numpy(), logprobs=drawn.logprobs)
+    def warm_up(self) -> None:
+        """Compile, load and capture what the first steps would wait for: decodes of one row, and of as many as fit.
 
-    def _apply(self, plan: Plan) -> None:
-        """Bring the device rows up to date with what was decided since the last step."""
-        self._sampler.open(plan.admitted)
-        self._write_tokens(plan.admitted)
-        if len(plan.table_rows):
-            pages = self._index(plan.table_pages).to(torch.int32)
-            self._page_table_RN[self._index(plan.table_rows), self._index(plan.table_columns)] = pages
-
-    def _write_tokens(self, admitted: list[Sequence]) -> None:
-        if not admitted:
+        Before any page is owned, because it writes to page 0.
+        """
+        if self._graphs is None:
             return
-        lengths = np.array([len(sequence.tokens) for sequence in admitted])
-        rows = np.repeat([sequence.row for sequence in admitted], lengths).astype(np.int64)
-        tokens = torch.from_numpy(np.concatenate([sequence.tokens for sequence in admitted]))
-        self._token_ids_RL[self._index(rows), self._index(_counted(lengths))] = tokens.to(self._device)
+        for num_rows in (1, len(self._drawn_R)):
+            zeros, starts = np.zeros(num_rows, np.int64), np.arange(num_rows + 1)
+            sent = _send([zeros, zeros, starts, zeros], self._device)
+            shape = self._graphs.shape(num_rows, 1, 0)
+            for _ in range(2):
+                inputs = self._graphs.inputs(shape, sent[0][:0])
+                self._fill(sent, inputs)
+                self._graphs.run(shape, inputs)
 
-    def _gather(self, plan: Plan) -> tuple[StepTensors, Tensor]:
-        """The step's tensors, and its token ids."""
-        context_lens = plan.starts + plan.lengths
-        query_starts = np.concatenate([[0], np.cumsum(plan.lengths)])
-        rows_T = self._index(np.repeat(plan.rows, plan.lengths))
-        positions_T = self._index(_counted(plan.lengths) + np.repeat(plan.starts, plan.lengths))
-        pages_T = self._page_table_RN[rows_T, positions_T // self._page_size]
-        num_columns = -(-int(context_lens.max()) // self._page_size)
-        step = StepTensors(
-            positions=positions_T,
-            slots=pages_T.long() * self._page_size + positions_T % self._page_size,
-            page_table=self._page_table_RN[self._index(plan.rows), :num_columns],
-            query_starts=self._index(query_starts),
-            context_lens=self._index(context_lens),
-            drawing=self._index(query_starts[1:][plan.draws] - 1),
-            max_query_len=int(plan.lengths.max()),
-            max_context_len=int(context_lens.max()),
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> Flight:
+        """Start computing the planned tokens and drawing the next token of the rows that reach their end."""
+        self._sampler.open(plan.admitted)
+        lines_D = np.flatnonzero(plan.draws)
+        rows_D, ends_D = plan.rows[lines_D], (plan.starts + plan.lengths)[lines_D]
+        step = [plan.rows, plan.starts, np.append(0, np.cumsum(plan.lengths)), plan.token_ids]
+        shared = np.zeros(0, np.int64) if plan.sharing is None else plan.sharing.words(self._page_size)
+        changes = [plan.table_rows, plan.table_columns, plan.table_pages]
+        sent = _send([*step, shared, *changes, lines_D, rows_D, ends_D], self._device)
+        if len(plan.table_rows):
+            self._page_table_RN[sent[5], sent[6]] = sent[7]
+        logits_SV = self._forward(plan, sent[:4], sent[4])
+        if not len(lines_D):
+            return Flight(None)
+        drawing = Drawing(
+            lines_D=sent[8],
+            rows_D=sent[9],
+            positions_D=sent[10],
+            host_lines_D=lines_D,
+            host_rows_D=rows_D,
+            host_positions_D=ends_D,
         )
-        return step, self._token_ids_RL[rows_T, positions_T]
+        drawn = self._sampler.draw(logits_SV, drawing)
+        self._drawn_R[drawing.rows_D] = drawn.tokens.to(torch.int32)
+        return Flight(drawn)
 
-    def _index(self, values: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+    def _forward(self, plan: Plan, sent: Sequence[Tensor], shared: Tensor) -> Tensor:
+        """logits_SV of every row's last token, padded rows behind them."""
+        num_rows, num_tokens = len(plan.rows), len(plan.token_ids)
+        num_levels = 0 if plan.sharing is None else len(plan.sharing.levels)
+        max_query_len, max_context_len = int(plan.lengths.max()), int((plan.starts + plan.lengths).max())
+        if self._graphs is not None and max_query_len == 1:
+            shape = self._graphs.shape(num_rows, max_context_len, num_levels)
+            inputs = self._graphs.inputs(shape, shared)
+            self._fill(sent, inputs)
+            return self._graphs.run(shape, inputs)
+        inputs = StepInputs.empty(num_tokens, num_rows, self._device)
+        self._fill(sent, inputs)
+        if plan.sharing is not None:
+            # Rows without a part in it come last, and attend to all of their keys alone.
+            shared = pad(shared, (0, num_rows - len(plan.sharing.own_columns)))
+        return self._compute(inputs, shared_prefixes(shared, num_levels), max_query_len, max_context_len)
+
+    def _fill(self, sent: Sequence[Tensor], inputs: StepInputs) -> None:
+        rows_S, starts_S, query_starts_S1, given_ids_T = sent
+        step_inputs(
+            rows_S,
+            starts_S,
+            query_starts_S1,
+            given_ids_T,
+            self._page_table_RN,
+            self._drawn_R,
+            self._page_size,
+            inputs,
+        )
+
+    def _compute(
+        self,
+        inputs: StepInputs,
+        shared: SharedPrefixes,
+        max_query_len: int,
+        max_context_len: int,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        step = StepTensors(
+            positions=inputs.positions_P,
+            slots=inputs.slots_P,
+            page_table=self._page_table_RN,
+            rows=inputs.rows_Q,
+            query_starts=inputs.query_starts_Q1,
+            context_lens=inputs.context_lens_Q,
+            last=inputs.last_Q,
+            max_query_len=max_query_len,
+            max_context_len=max_context_len,
+            shared=shared if shared.levels else None,
+        )
+        return self._model.logits(self._model.forward(inputs.token_ids_P, step, self._kv), out)
 
 
-def _counted(lengths: IntArray) -> IntArray:
-    """0, 1, … length - 1 for each length, one after another."""
-    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+def _send(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> Sequence[Tensor]:
+    """The arrays as int32 on the device, by one copy."""
+    words = upload(np.concatenate(arrays).astype(np.int32), device)
+    bounds = np.cumsum([len(array) for array in arrays])[:-1].tolist()
+    return words.tensor_split(bounds)

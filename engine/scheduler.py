@@ -1,13 +1,16 @@
 """Who computes how many tokens in the next step.
 
-There is one kind of step: every running sequence has tokens known but not yet computed (a whole prompt, the rest of
-one, or the token drawn last) and is given some of them out of one budget, in order of priority, then arrival. A
-sequence that reaches its last known token draws the next one. When pages run out, the last in that order is preempted:
-it gives up row and pages, and starts again later with its generated tokens as part of its prompt.
+There is one kind of step: every running sequence has tokens not yet computed (a whole prompt, the rest of one, or the
+token drawn last) and is given some of them out of one budget, in order of priority, then arrival. A sequence that
+reaches its last token draws the next one. When pages run out, the last in that order is preempted: it gives up row and
+pages, and starts again later with its generated tokens as part of its prompt.
+
+A plan is a promise: its tokens count as computed at once, so that the next step can be planned while this one runs.
+What it draws comes back later, by `record`; until then a sequence has one token whose value only the device knows.
 
 The first in order is never preempted and always fits, so that there is progress whatever the pool's size. A sequence
-is admitted only with the pages for all its known tokens, and while every running one could still grow by a page, so
-that no sequence is admitted just to be preempted in the next step.
+is admitted only with the pages for all its known tokens, and while the pool is foreseen to hold all that run to their
+ends (`forecast.py`).
 
 Knows nothing of tensors, of how tokens are drawn or of why sequences end.
 """
@@ -21,43 +24,69 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .forecast import LengthForecast, Outlook
 from .pages import IntArray, Match, PagePool, page_hash
+from .prefixes import Sharing, find_sharing
 from .rows import Rows
 from .sequence import Sequence
+
+# Reading so many tokens' keys and values takes longer than arranging for it that they need not be read.
+MIN_SPARED_TOKENS = 16384
+# A sequence's last page is half full on average.
+HALF_A_PAGE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One step. S sequences take part, in order of priority; U entries of the page table have changed.
+    """One step. S sequences take part, in order of priority, with T tokens; U entries of the page table have changed.
 
     The sequence in row rows[i] computes lengths[i] tokens from position starts[i] on, and draws its next token
-    where draws[i]. `admitted` are the sequences that are new in their row since the last step.
+    where draws[i]. `tenancies` says whose rows they are. `token_ids` [T] holds the tokens, -1 for one that the row
+    has drawn in the step before and that only the device knows. `admitted` are the sequences that are new in their
+    row since the last step. What the first rows share of their contexts, `sharing` says; they compute one token each.
     """
 
     rows: IntArray
     starts: IntArray
     lengths: IntArray
     draws: npt.NDArray[np.bool_]
+    tenancies: IntArray
+    token_ids: npt.NDArray[np.int32]
     admitted: list[Sequence]
     table_rows: IntArray
     table_columns: IntArray
     table_pages: IntArray
+    sharing: Sharing | None
 
 
 class Scheduler:
-    """`plan = schedule()`, run it, `record(plan, tokens)`, then `close` the sequences that have ended."""
+    """`plan = schedule()`, run it, `record(plan, tokens)`, then `close` the sequences that have ended.
 
-    def __init__(self, *, pool: PagePool, rows: Rows, max_num_batched_tokens: int, enable_prefix_caching: bool) -> None:
+    One more plan may be made and run before the last one is recorded.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: PagePool,
+        rows: Rows,
+        max_num_batched_tokens: int,
+        enable_prefix_caching: bool,
+        shares_reading: bool = False,
+    ) -> None:
         self.pool = pool
         self.rows = rows
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_tokens = self.num_generated_tokens = 0
         self._budget = max_num_batched_tokens
         self._caching = enable_prefix_caching
+        self._shares = shares_reading and enable_prefix_caching
+        self.min_spared_tokens = MIN_SPARED_TOKENS
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []
         self._running_S = np.zeros(0, np.int64)  # rows, in order
         # Names of pages that running sequences are about to fill, with those sequences' priorities.
         self._coming: dict[bytes, int] = {}
+        self.forecast = LengthForecast()
 
     @property
     def num_waiting(self) -> int:
@@ -71,51 +100,60 @@ class Scheduler:
         self._name_pages(sequence, sequence.tokens)
         heapq.heappush(self._waiting, (sequence.order, sequence))
 
-    def close(self, sequences: Iterable[Sequence]) -> None:
-        """Forget sequences that have ended or were aborted, running or waiting; their pages are released."""
+    def close(self, sequences: Iterable[Sequence], *, ended: bool = True) -> None:
+        """Forget sequences, running or waiting; their pages are released. Those that `ended` teach the forecast."""
         gone = set(sequences)
         running = [sequence for sequence in gone if sequence.row is not None]
         if len(running) < len(gone):
             self._waiting = [entry for entry in self._waiting if entry[1] not in gone]
             heapq.heapify(self._waiting)
-        rows = [self._leave(sequence) for sequence in running]
+        rows = np.array([self._leave(sequence) for sequence in running], np.int64)
         self._running_S = self._running_S[~np.isin(self._running_S, rows)]
+        if ended:
+            self.forecast.learn((self.rows.num_known_R - self.rows.num_prompt_R)[rows])
 
     def schedule(self) -> Plan | None:
-        """Plan the next step, or None if there is nothing to compute."""
+        """Plan the next step, or None if there is nothing to compute before results come back, or at all."""
+        rows = self.rows
         admitted = self._admit()
         given_S, grown = self._give()
-        if not self.num_running:
-            assert not self._waiting, "sequences wait for a step that will never come"
-            return None
         taking = given_S > 0
-        rows_S, lengths_S = self._running_S[taking], given_S[taking]
-        starts_S = self.rows.num_computed_R[rows_S]
+        if not taking.any():
+            return None
+        sharing, order = self._sharing(self._running_S[taking], given_S[taking])
+        rows_S, lengths_S = self._running_S[taking][order], given_S[taking][order]
         admitted = [sequence for sequence in admitted if sequence.row is not None]
         table_rows_U, table_columns_U = self._table_changes(admitted, grown)
-        return Plan(
+        starts_S = rows.num_computed_R[rows_S]
+        ends_S = starts_S + lengths_S
+        plan = Plan(
             rows=rows_S,
             starts=starts_S,
             lengths=lengths_S,
-            draws=starts_S + lengths_S == self.rows.num_tokens_R[rows_S],
+            draws=ends_S == rows.num_tokens_R[rows_S],
+            tenancies=rows.tenancy_R[rows_S],
+            token_ids=self._token_ids(rows_S, starts_S, lengths_S),
             admitted=admitted,
             table_rows=table_rows_U,
             table_columns=table_columns_U,
-            table_pages=self.rows.page_table_RN[table_rows_U, table_columns_U].astype(np.int64),
+            table_pages=rows.page_table_RN[table_rows_U, table_columns_U].astype(np.int64),
+            sharing=sharing,
         )
+        rows.num_computed_R[rows_S] = ends_S
+        rows.num_tokens_R[rows_S[plan.draws]] += 1
+        self._publish(rows_S)
+        return plan
 
-    def record(self, plan: Plan, tokens_D: IntArray) -> None:
-        """Note that the plan was computed, and the tokens that its drawing rows drew."""
-        rows = self.rows
-        rows.num_computed_R[plan.rows] += plan.lengths
-        rows_D = plan.rows[plan.draws]
-        rows.token_ids_RL[rows_D, rows.num_tokens_R[rows_D]] = tokens_D
-        rows.num_tokens_R[rows_D] += 1
+    def record(self, plan: Plan, tokens_D: IntArray) -> npt.NDArray[np.bool_]:
+        """Note the tokens that the plan's drawing rows drew; say which of them still belong to who drew them."""
+        rows, rows_D = self.rows, plan.rows[plan.draws]
+        live_D: npt.NDArray[np.bool_] = rows.tenancy_R[rows_D] == plan.tenancies[plan.draws]
+        rows_D, tokens_D = rows_D[live_D], tokens_D[live_D]
+        rows.token_ids_RL[rows_D, rows.num_known_R[rows_D]] = tokens_D
+        rows.num_known_R[rows_D] += 1
         self.num_generated_tokens += len(rows_D)
-        if self._caching:
-            num_full_S = rows.num_computed_R[plan.rows] // rows.page_size
-            for row in plan.rows[num_full_S > rows.num_published_R[plan.rows]].tolist():
-                self._publish(row)
+        self._publish(rows_D)
+        return live_D
 
     def check(self) -> None:
         """Raise AssertionError unless rows and page pool agree about every page."""
@@ -130,21 +168,24 @@ class Scheduler:
         """Give rows and pages to waiting sequences, in order, preempting those of lower priority if need be."""
         admitted: list[Sequence] = []
         held_back: list[tuple[tuple[int, int], Sequence]] = []
-        while self._waiting:
-            entry = self._waiting[0]
-            sequence = entry[1]
+        outlook = self._outlook() if self._waiting else None
+        while outlook is not None and self._waiting:
+            sequence = self._waiting[0][1]
             if self._num_wanted_before(sequence) >= self._budget:
                 break
             match = self._match(sequence)
             if self._is_coming(sequence, len(match.pages)):
                 held_back.append(heapq.heappop(self._waiting))
                 continue
-            if not self._fits(sequence, match):
+            growth = self._growth(sequence, match)
+            if not self._fits(sequence, match, outlook, growth):
                 if not self._could_displace(sequence, match):
                     break
                 self._preempt_last()
+                outlook = self._outlook()
                 continue
             heapq.heappop(self._waiting)
+            outlook.add(*growth)
             self._enter(sequence, match)
             admitted.append(sequence)
         for entry in held_back:
@@ -157,7 +198,7 @@ class Scheduler:
         Returns the tokens given to each running row, and which (rows, columns) of the page table were added.
         """
         rows, running_S = self.rows, self._running_S
-        wanted_S = rows.num_tokens_R[running_S] - rows.num_computed_R[running_S]
+        wanted_S = self._wanted(running_S)
         ahead_S = np.cumsum(wanted_S) - wanted_S
         given_S = np.clip(self._budget - ahead_S, 0, wanted_S)
         ends_S = rows.num_computed_R[running_S] + given_S
@@ -175,6 +216,50 @@ class Scheduler:
         rows.num_pages_R[running_S] += new_S
         return given_S, (table_rows, table_columns)
 
+    def _wanted(self, rows_S: IntArray) -> IntArray:
+        """How many tokens each row has still to compute. The last token that a sequence draws is never computed."""
+        rows = self.rows
+        return np.minimum(rows.num_tokens_R[rows_S], rows.limit_R[rows_S] - 1) - rows.num_computed_R[rows_S]
+
+    def _token_ids(self, rows_S: IntArray, starts_S: IntArray, lengths_S: IntArray) -> npt.NDArray[np.int32]:
+        rows_T = np.repeat(rows_S, lengths_S)
+        positions_T = counted(lengths_S) + np.repeat(starts_S, lengths_S)
+        is_known_T = positions_T < self.rows.num_known_R[rows_T]
+        return np.where(is_known_T, self.rows.token_ids_RL[rows_T, positions_T], np.int32(-1))
+
+    def _sharing(self, rows_S: IntArray, lengths_S: IntArray) -> tuple[Sharing | None, IntArray]:
+        """What the rows share that compute one token, if it is worth it, and an order that has those rows first."""
+        one = np.flatnonzero(lengths_S == 1)
+        num_full = self.rows.num_computed_R[rows_S[one]] // self.rows.page_size
+        if not self._shares or len(one) < 2:
+            return None, np.arange(len(rows_S))
+        sharing = find_sharing(self.rows.page_table_RN[rows_S[one], : num_full.max()], num_full)
+        if sharing is None or sharing.num_spared * self.rows.page_size < self.min_spared_tokens:
+            return None, np.arange(len(rows_S))
+        return sharing, np.concatenate([one[sharing.order], np.flatnonzero(lengths_S != 1)])
+
+    def _outlook(self) -> Outlook:
+        """What the running sequences will need, if they go on as others have."""
+        rows, running_S = self.rows, self._running_S
+        num_tokens_S, num_cached_S = rows.num_tokens_R[running_S], rows.num_cached_R[running_S]
+        most_S = rows.limit_R[running_S] - num_tokens_S
+        generated_S = num_tokens_S - rows.num_prompt_R[running_S]
+        num_own = int((rows.num_pages_R[running_S] - num_cached_S).sum())
+        return Outlook(
+            self.forecast.remaining(generated_S, most_S, rows.may_end_early_R[running_S]),
+            num_tokens_S / rows.page_size - num_cached_S + HALF_A_PAGE,
+            shared_pages=self.pool.num_pages - self.pool.num_free - num_own,
+            page_size=rows.page_size,
+        )
+
+    def _growth(self, sequence: Sequence, match: Match) -> tuple[float, float, int]:
+        """A waiting sequence's entry in the outlook."""
+        num_tokens = len(sequence.tokens)
+        generated, most = np.array([num_tokens - sequence.num_prompt]), np.array([sequence.limit - num_tokens])
+        remaining = float(self.forecast.remaining(generated, most, np.array([sequence.may_end_early]))[0])
+        own_pages = num_tokens / self.rows.page_size - len(match.pages) + HALF_A_PAGE
+        return remaining, own_pages, match.num_unowned
+
     def _match(self, sequence: Sequence) -> Match:
         # At least one token must be computed, or there would be nothing to draw the next one from.
         return self.pool.match(sequence.page_hashes[: (len(sequence.tokens) - 1) // self.rows.page_size])
@@ -189,9 +274,11 @@ class Scheduler:
     def _num_new(self, sequence: Sequence, match: Match) -> int:
         return -(-len(sequence.tokens) // self.rows.page_size) - len(match.pages)
 
-    def _fits(self, sequence: Sequence, match: Match) -> bool:
+    def _fits(self, sequence: Sequence, match: Match, outlook: Outlook, growth: tuple[float, float, int]) -> bool:
         needed = self._num_new(sequence, match) + match.num_unowned
-        return self.rows.num_free > 0 and needed + self.num_running <= self.pool.num_free
+        if self.rows.num_free == 0 or needed > self.pool.num_free:
+            return False
+        return self.num_running == 0 or outlook.peak_with(*growth) <= self.pool.num_pages
 
     def _could_displace(self, sequence: Sequence, match: Match) -> bool:
         """Whether it would fit if all running sequences of lower priority were preempted."""
@@ -208,7 +295,7 @@ class Scheduler:
     def _num_wanted_before(self, sequence: Sequence) -> int:
         """How many tokens running sequences of its priority or a higher one still have to compute."""
         before = self._running_S[self.rows.priority_R[self._running_S] <= sequence.request.priority]
-        return int((self.rows.num_tokens_R[before] - self.rows.num_computed_R[before]).sum())
+        return int(self._wanted(before).sum())
 
     def _enter(self, sequence: Sequence, match: Match) -> None:
         pages = self.pool.take(match, self._num_new(sequence, match))
@@ -219,12 +306,11 @@ class Scheduler:
             self.num_cached_tokens += sequence.num_cached_tokens
         for name in sequence.page_hashes[len(match.pages) :]:
             self._coming.setdefault(name, sequence.request.priority)
+        is_last = not self.num_running or self.rows.sequence(int(self._running_S[-1])).order < sequence.order
         self._running_S = np.append(self._running_S, row)
-        self._sort_running()
-
-    def _sort_running(self) -> None:
-        keys = (self.rows.arrival_R[self._running_S], self.rows.priority_R[self._running_S])
-        self._running_S = self._running_S[np.lexsort(keys)]
+        if not is_last:
+            keys = (self.rows.arrival_R[self._running_S], self.rows.priority_R[self._running_S])
+            self._running_S = self._running_S[np.lexsort(keys)]
 
     def _preempt_last(self) -> None:
         sequence = self.rows.sequence(int(self._running_S[-1]))
@@ -244,15 +330,20 @@ class Scheduler:
         self.rows.close(sequence)
         return row
 
-    def _publish(self, row: int) -> None:
-        """Offer the pages that the row has filled for reuse."""
-        sequence = self.rows.sequence(row)
-        num_full = int(self.rows.num_computed_R[row]) // self.rows.page_size
-        self._name_pages(sequence, self.rows.tokens(row)[: num_full * self.rows.page_size])
-        for i in range(int(self.rows.num_published_R[row]), num_full):
-            self.pool.publish(int(self.rows.page_table_RN[row, i]), sequence.page_hashes[i])
-            self._coming.pop(sequence.page_hashes[i], None)
-        self.rows.num_published_R[row] = num_full
+    def _publish(self, rows_S: IntArray) -> None:
+        """Offer the pages for reuse that rows have filled with known tokens: steps to come find them written."""
+        if not self._caching:
+            return
+        rows = self.rows
+        num_full_S = np.minimum(rows.num_computed_R[rows_S], rows.num_known_R[rows_S]) // rows.page_size
+        news = num_full_S > rows.num_published_R[rows_S]
+        for row, num_full in zip(rows_S[news].tolist(), num_full_S[news].tolist(), strict=True):
+            sequence = rows.sequence(row)
+            self._name_pages(sequence, rows.tokens(row)[: num_full * rows.page_size])
+            for i in range(int(rows.num_published_R[row]), num_full):
+                self.pool.publish(int(rows.page_table_RN[row, i]), sequence.page_hashes[i])
+                self._coming.pop(sequence.page_hashes[i], None)
+            rows.num_published_R[row] = num_full
 
     def _name_pages(self, sequence: Sequence, tokens: npt.NDArray[np.int32]) -> None:
         """Hash the full pages of `tokens` that have no name yet."""
@@ -266,3 +357,8 @@ class Scheduler:
         rows = [np.full(self.rows.num_pages_R[s.row], s.row, np.int64) for s in admitted]
         columns = [np.arange(int(self.rows.num_pages_R[s.row])) for s in admitted]
         return np.concatenate([*rows, grown[0]]), np.concatenate([*columns, grown[1]])
+
+
+def counted(lengths: IntArray) -> IntArray:
+    """0, 1, … length - 1 for each length, one after another."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -48,6 +48,12 @@ class Sequence:
         return self.num_prompt + self.request.params.max_tokens
 
     @property
+    def may_end_early(self) -> bool:
+        """Whether it may end before its limit."""
+        params = self.request.params
+        return bool(not params.ignore_eos or params.stop or params.stop_token_ids)
+
+    @property
     def watched(self) -> bool:
         """Whether each of its tokens must be looked at on its own, not only with all others in an array."""
         params = self.request.params

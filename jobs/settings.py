@@ -71,9 +71,17 @@ class Settings(BaseSettings):
     max_model_len: int | None = Field(
         None, ge=1, description="Longest prompt plus answer, in tokens. Unset: the model's own limit."
     )
-    max_num_seqs: int = Field(256, ge=1, description="Most sequences running at once.")
-    max_num_batched_tokens: int = Field(2048, ge=1, description="Most tokens in one engine step.")
+    max_num_seqs: int | None = Field(
+        None, ge=1, description="Most sequences running at once. Unset: 256 on a CPU, what the KV cache holds on a GPU."
+    )
+    max_num_batched_tokens: int | None = Field(
+        None, ge=1, description="Most tokens in one engine step. Unset: 2048 on a CPU, 8192 on a GPU."
+    )
+    enforce_eager: bool = Field(False, description="Run no CUDA graphs: slower steps, a little more memory for pages.")
     enable_prefix_caching: bool = Field(True, description="Reuse KV pages of equal prompt beginnings.")
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        "auto", description="Precision of the KV cache. fp8 holds twice the tokens and rounds them; auto is dtype's."
+    )
     kv_cache_gb: float = Field(1.0, gt=0, description="KV cache size on a CPU, in GiB.")
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of the GPU's memory that the engine may fill."

@@ -10,19 +10,27 @@ Legend: T tokens, S rows (sequences), H query heads, G kv heads, D head size, P 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .paged_attention import SharedLevel, SharedPrefixes
+from .step_inputs import StepInputs
 
 Kernel = Callable[..., Any]
 
 # The largest error of one vector of results relative to that vector's length. A result is rounded once to its dtype
 # (by at most 2⁻⁸ of itself in bfloat16, 2⁻¹¹ in float16), and attention weights once before they meet the values:
 # both together. float32 is bound by its sums of up to some thousands of terms and by exp of scores near 10, worth a
-# few hundred roundings of 2⁻²⁴.
-TOLERANCES = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-16}
+# few hundred roundings of 2⁻²⁴. float8_e4m3fn rounds by at most 2⁻⁴.
+TOLERANCES = {
+    torch.bfloat16: 2**-7,
+    torch.float16: 2**-10,
+    torch.float32: 2**-16,
+    torch.float8_e4m3fn: 2**-4,
+}
 
 
 def vector_error(actual: Tensor, exact: Tensor) -> float:
@@ -85,61 +93,112 @@ def check_silu_mul(silu_mul: Kernel, num_tokens: int, size: int, dtype: torch.dt
     assert_close(y_TF, gate / (1 + torch.exp(-gate)) * up, "silu_mul")
 
 
-def check_rotary(
-    rotary: Kernel,
-    num_tokens: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_size: int,
-    num_pairs: int,
-    dtype: torch.dtype,
-    device: str,
-) -> None:
-    """Check rotation as complex multiplication; q and k are slices of one tensor, as a fused projection leaves them."""
-    fused = torch.randn(num_tokens, (num_heads + 2 * num_kv_heads) * head_size, device=device).to(dtype)
-    q_THD, k_TGD, _ = (
-        part.view(num_tokens, -1, head_size)
-        for part in torch.split(fused, [n * head_size for n in (num_heads, num_kv_heads, num_kv_heads)], dim=1)
-    )
-    frequencies_R = 10000.0 ** -(torch.arange(num_pairs, device=device) / num_pairs)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RotateCase:
+    """A call of rotate_and_write: the model's shape, whether heads are normed, and the dtype of the pages."""
+
+    num_tokens: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    num_pairs: int
+    page_size: int = 16
+    normed: bool = False
+    pages_dtype: torch.dtype | None = None
+
+
+def check_rotate_and_write(rotate_and_write: Kernel, case: RotateCase, dtype: torch.dtype, device: str) -> None:
+    """Check queries, keys and values, that slots below zero are skipped, and that nothing else in the pages changes.
+
+    Rotation is checked as complex multiplication. Rows of the projection lie apart in memory; the first value is far
+    beyond the range of float8_e4m3fn, where pages of that dtype saturate.
+    """
+    num_tokens, head_size, pages_dtype = case.num_tokens, case.head_size, case.pages_dtype or dtype
+    num_parts = [case.num_heads, case.num_kv_heads, case.num_kv_heads]
+    width = sum(num_parts) * head_size
+    qkv_TF = torch.randn(num_tokens, width + 16, device=device).to(dtype)[:, :width]
+    qkv_TF[:, -head_size] = 5000.0
+    frequencies_R = 10000.0 ** -(torch.arange(case.num_pairs, device=device) / case.num_pairs)
     angles_MR = torch.arange(4096, device=device).unsqueeze(1) * frequencies_R
     cos_MR, sin_MR = angles_MR.cos(), angles_MR.sin()
-    positions_T = torch.randint(0, 4096, (num_tokens,), device=device)
-    with poisoned_memory():
-        results = rotary(q_THD, k_TGD, positions_T, cos_MR, sin_MR)
-    turn_T1R = torch.complex(cos_MR.double(), sin_MR.double())[positions_T].unsqueeze(1)
-    for name, x, result in zip("qk", (q_THD, k_TGD), results, strict=True):
-        first, second, rest = torch.split(x.double(), [num_pairs, num_pairs, head_size - 2 * num_pairs], dim=-1)
-        turned = torch.complex(first, second) * turn_T1R
-        assert_close(result, torch.cat([turned.real, turned.imag, rest], dim=-1), f"rotary of {name}")
-        assert torch.equal(result[..., 2 * num_pairs :], x[..., 2 * num_pairs :]), "rotary changed what passes"
-
-
-def check_kv_write(
-    kv_write: Kernel,
-    num_tokens: int,
-    num_kv_heads: int,
-    head_size: int,
-    page_size: int,
-    dtype: torch.dtype,
-    device: str,
-) -> None:
-    """Check that tokens land in their slots, that slots below zero are skipped, and that nothing else changes."""
-    num_pages = num_tokens // page_size + 3
-    fused = torch.randn(num_tokens, 3, num_kv_heads, head_size, device=device).to(dtype)
-    k_TGD, v_TGD = fused[:, 1], fused[:, 2]
-    k_pages = torch.randn(num_pages, num_kv_heads, page_size, head_size, device=device).to(dtype)
-    v_pages = torch.randn_like(k_pages)
-    slots_T = torch.randperm(num_pages * page_size, device=device)[:num_tokens]
+    positions_T = torch.randint(0, 4096, (num_tokens,), dtype=torch.int32, device=device)
+    norms = [(1 + 0.5 * torch.randn(head_size, device=device)).to(dtype) for _ in "qk"] if case.normed else [None, None]
+    shape = (num_tokens // case.page_size + 3, case.num_kv_heads, case.page_size, head_size)
+    before = [torch.randn(shape, device=device).to(pages_dtype) for _ in "kv"]
+    pages = [x.clone() for x in before]
+    slots_T = torch.randperm(shape[0] * case.page_size, dtype=torch.int32, device=device)[:num_tokens]
     slots_T[::5] = -1
-    expected = [(k_TGD, k_pages.clone()), (v_TGD, v_pages.clone())]
-    kv_write(k_TGD, v_TGD, k_pages, v_pages, slots_T)
-    for (x_TGD, pages), written in zip(expected, (k_pages, v_pages), strict=True):
-        by_slot = pages.permute(0, 2, 1, 3).flatten(0, 1)
-        for token, slot in enumerate(slots_T.tolist()):
-            if slot >= 0:
-                by_slot[slot] = x_TGD[token]
-        assert torch.equal(written.permute(0, 2, 1, 3).flatten(0, 1), by_slot), "kv_write: wrong pages"
+    with poisoned_memory():
+        q_THD = rotate_and_write(
+            *(qkv_TF, positions_T, slots_T, cos_MR, sin_MR, *pages),
+            num_heads=case.num_heads,
+            q_norm_D=norms[0],
+            k_norm_D=norms[1],
+            eps=1e-5,
+        )
+    assert q_THD.is_contiguous()
+    parts = torch.split(qkv_TF.double().view(num_tokens, -1, head_size), num_parts, dim=1)
+    turn_T1R = torch.complex(cos_MR.double(), sin_MR.double())[positions_T].unsqueeze(1)
+    exact = [
+        _exact_rotation(x if norm is None else _exact_rms_norm(x, norm, 1e-5), turn_T1R)
+        for x, norm in zip(parts, norms, strict=False)
+    ]
+    assert_close(q_THD, exact[0], f"queries of {case}")
+    kept_T, largest = slots_T >= 0, torch.finfo(pages_dtype).max
+    for name, x, old, new in zip(("keys", "values"), (exact[1], parts[2]), before, pages, strict=True):
+        old_slots, new_slots = (y.float().transpose(1, 2).flatten(0, 1) for y in (old, new))
+        written = new_slots[slots_T[kept_T]].to(pages_dtype)
+        assert_close(written, x[kept_T].clamp(-largest, largest), f"{name} of {case}")
+        new_slots[slots_T[kept_T]] = old_slots[slots_T[kept_T]]
+        assert torch.equal(new_slots, old_slots), f"{name} of {case}: written outside the slots"
+
+
+def _exact_rotation(x_THD: Tensor, turn_T1R: Tensor) -> Tensor:
+    num_pairs = turn_T1R.shape[-1]
+    first, second, rest = torch.split(x_THD, [num_pairs, num_pairs, x_THD.shape[-1] - 2 * num_pairs], dim=-1)
+    turned = torch.complex(first, second) * turn_T1R
+    return torch.cat([turned.real, turned.imag, rest], dim=-1)
+
+
+def check_step_inputs(step_inputs: Kernel, lengths: list[int], page_size: int, padding: int, device: str) -> None:
+    """Check a step of rows with so many tokens each, in a captured step that is larger by `padding`."""
+    num_rows, num_lines = len(lengths), len(lengths) + 3
+    starts = [(7 * row) % 50 for row in range(num_rows)]
+
+    def random_ints(*shape: int) -> Tensor:
+        return torch.randint(0, 1000, shape, dtype=torch.int32, device=device)
+
+    def ints(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    rows = torch.randperm(num_lines, device=device)[:num_rows].int()
+    table = random_ints(num_lines, 1 + (50 + max(lengths)) // page_size)
+    drawn, given = random_ints(num_lines), random_ints(sum(lengths))
+    query_starts = ints([0, *torch.tensor(lengths).cumsum(0).tolist()])
+    given[query_starts[1:].long() - 1] = -1
+    out = StepInputs.empty(sum(lengths) + padding, num_rows + padding, torch.device(device))
+    for field in fields(out):
+        getattr(out, field.name).fill_(-77)
+    step_inputs(rows, ints(starts), query_starts, given, table, drawn, page_size, out)
+    tokens: list[tuple[int, int, int]] = []
+    for row, start, length in zip(rows.tolist(), starts, lengths, strict=True):
+        for position in range(start, start + length):
+            token = int(given[len(tokens)])
+            page = int(table[row, position // page_size])
+            token_id = token if token >= 0 else int(drawn[row])
+            tokens.append((token_id, position, page * page_size + position % page_size))
+    expected = (*zip(*tokens, strict=True),)
+    none, ends = [0] * padding, [start + length for start, length in zip(starts, lengths, strict=True)]
+    for actual, values in (
+        (out.token_ids_P, [*expected[0], *none]),
+        (out.positions_P, [*expected[1], *none]),
+        (out.slots_P, [*expected[2], *[-1] * padding]),
+        (out.rows_Q, [*rows.tolist(), *none]),
+        (out.query_starts_Q1, [*query_starts.tolist(), *[sum(lengths)] * padding]),
+        (out.context_lens_Q, [*ends, *none]),
+        (out.last_Q, [*(query_starts[1:] - 1).tolist(), *none]),
+    ):
+        assert actual.tolist() == values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +211,13 @@ class AttentionCase:
     rows: tuple[tuple[int, int], ...]
     page_size: int = 16
     window: int | None = None
+    # Of the pages; None: the queries'. Attention is then checked over the values as that dtype holds them, with the
+    # tolerance of the queries' dtype: the way back is exact.
+    pages_dtype: torch.dtype | None = None
+    # For each level of shared prefixes its groups: first row, end row, first key, end key.
+    levels: tuple[tuple[tuple[int, int, int, int], ...], ...] = ()
+    # The page table has other lines between those of the rows, in another order; `rows_S` says which is whose.
+    scattered: bool = False
     # Pages in the pool before the first one in use: enough of them and offsets no longer fit 32 bits.
     pages_before: int = 1
 
@@ -161,6 +227,7 @@ class AttentionInputs:
     """The tensors of a case, and each row's keys and values once more, not paged: [context, G, D]."""
 
     arguments: tuple[Tensor, ...]
+    options: dict[str, Any]
     keys: list[Tensor]
     values: list[Tensor]
 
@@ -173,24 +240,57 @@ def attention_inputs(case: AttentionCase, dtype: torch.dtype, device: str) -> At
     num_pages = case.pages_before + sum(widths) + 2
     k_pages = torch.full((num_pages, shape[0], page_size, shape[1]), float("nan"), dtype=dtype, device=device)
     v_pages = k_pages.clone()
-    table_SN = torch.full((len(widths), max(widths) + 3), 2**30, dtype=torch.int32, device=device)
+    lines = list(range(len(widths)))
+    if case.scattered:
+        lines = [3 * line + 1 for line in torch.randperm(len(widths)).tolist()]
+    table_RN = torch.full((max(lines) + 2, max(widths) + 3), 2**30, dtype=torch.int32, device=device)
     shuffled = torch.split(case.pages_before + torch.randperm(sum(widths), device=device), widths)
-    inputs = AttentionInputs(arguments=(), keys=[], values=[])
+    inputs = AttentionInputs(arguments=(), options={}, keys=[], values=[])
     for row, (pages_N, context, num_queries) in enumerate(zip(shuffled, contexts, queries, strict=True)):
         tokens = torch.arange(context, device=device)
         for pages, store in ((k_pages, inputs.keys), (v_pages, inputs.values)):
-            x = torch.randn(context, *shape, device=device).to(dtype)
+            x = torch.randn(context, *shape, device=device).to(case.pages_dtype or dtype).to(dtype)
             pages[pages_N[tokens // page_size], :, tokens % page_size] = x
             store.append(x)
         first = 0 if case.window is None else max(0, context - max(1, num_queries) - case.window + 1) // page_size
-        table_SN[row, first : len(pages_N)] = pages_N[first:].int()
+        table_RN[lines[row], first : len(pages_N)] = pages_N[first:].int()
+        for first_row, end_row, first_key, end_key in (group for groups in case.levels for group in groups):
+            if first_row < row < end_row:
+                span = slice(first_key // page_size, end_key // page_size)
+                table_RN[lines[row], span] = table_RN[lines[first_row], span]
+                for store in (inputs.keys, inputs.values):
+                    store[row][first_key:end_key] = store[first_row][first_key:end_key]
     width = (case.num_heads + 2 * case.num_kv_heads) * case.head_size
     fused = torch.randn(sum(queries), width, device=device).to(dtype)
     q_THD = fused[:, : case.num_heads * case.head_size].view(-1, case.num_heads, case.head_size)
     starts_S1 = torch.tensor([0, *torch.tensor(queries).cumsum(0).tolist()], dtype=torch.int32, device=device)
     lens_S = torch.tensor(contexts, dtype=torch.int32, device=device)
-    arguments = (q_THD, k_pages, v_pages, table_SN, starts_S1, lens_S)
-    return AttentionInputs(arguments=arguments, keys=inputs.keys, values=inputs.values)
+    k_pages, v_pages = (x.to(case.pages_dtype or dtype) for x in (k_pages, v_pages))
+    arguments = (q_THD, k_pages, v_pages, table_RN if case.scattered else table_RN[: len(lines)], starts_S1, lens_S)
+    options: dict[str, Any] = {"shared": _shared_prefixes(case, device)} if case.levels else {}
+    if case.scattered:
+        options["rows_S"] = torch.tensor(lines, dtype=torch.int32, device=device)
+    return AttentionInputs(arguments=arguments, options=options, keys=inputs.keys, values=inputs.values)
+
+
+def _shared_prefixes(case: AttentionCase, device: str) -> SharedPrefixes:
+    """The case's levels, with rows that share nothing in groups without keys, and groups without rows at the end."""
+    own_first_keys, levels = [0] * len(case.rows), []
+    for groups in case.levels:
+        columns: dict[str, list[int]] = {"group_starts": [0], "first_keys": [], "end_keys": []}
+        for first_row, end_row, first_key, end_key in groups:
+            columns["group_starts"] += [first_row, end_row]
+            columns["first_keys"] += [0, first_key]
+            columns["end_keys"] += [0, end_key]
+            own_first_keys[first_row:end_row] = [end_key] * (end_row - first_row)
+        unused = {"group_starts": columns["group_starts"][-1], "first_keys": 0, "end_keys": 2**30}
+        tensors = {
+            name: torch.tensor(values + [unused[name]] * 3, dtype=torch.int32, device=device)
+            for name, values in columns.items()
+        }
+        levels.append(SharedLevel(**tensors))
+    own = torch.tensor(own_first_keys, dtype=torch.int32, device=device)
+    return SharedPrefixes(levels=tuple(levels), own_first_keys=own)
 
 
 def check_attention(attend: Kernel, case: AttentionCase, dtype: torch.dtype, device: str, **hints: int) -> None:
@@ -198,7 +298,7 @@ def check_attention(attend: Kernel, case: AttentionCase, dtype: torch.dtype, dev
     inputs = attention_inputs(case, dtype, device)
     scale = case.head_size**-0.5
     with poisoned_memory():
-        out_THD = attend(*inputs.arguments, scale=scale, window=case.window, **hints)
+        out_THD = attend(*inputs.arguments, scale=scale, window=case.window, **inputs.options, **hints)
     q_THD, starts = inputs.arguments[0], inputs.arguments[4].tolist()
     for row, (k, v) in enumerate(zip(inputs.keys, inputs.values, strict=True)):
         start, end = starts[row], starts[row + 1]

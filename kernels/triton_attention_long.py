@@ -10,7 +10,7 @@ M lines of a query tile, K keys of a tile.
 import triton
 import triton.language as tl
 
-from .triton_attention_tile import attend, load_queries, store_out
+from .triton_attention_tile import attend, load_queries, no_keys, store_out
 
 
 @triton.jit(do_not_specialize=["window", "num_rows"])
@@ -19,9 +19,12 @@ def long_kernel(
     k_pages_ptr,
     v_pages_ptr,
     table_ptr,
+    rows_ptr,
     starts_ptr,
     lens_ptr,
     out_ptr,
+    k_desc,
+    v_desc,
     scale_log2,
     window,
     num_rows,
@@ -62,34 +65,57 @@ def long_kernel(
     if (first_query >= num_queries) | (num_queries * REPEATS <= SHORT_M):
         return
     context = tl.load(lens_ptr + row).to(tl.int32)
+    line = row
+    if rows_ptr is not None:
+        line = tl.load(rows_ptr + row)
     lines_M = tl.arange(0, BLOCK_M)
     queries_M = first_query + lines_M // REPEATS
     heads_M = kv_head * REPEATS + lines_M % REPEATS
     live_M = (lines_M < BLOCK_Q * REPEATS) & (queries_M < num_queries)
     positions_M = tl.where(live_M, context - num_queries + queries_M, -1)
-    q_MD = load_queries(q_ptr, start + queries_M, heads_M, live_M, q_token_stride, q_head_stride, HEAD_SIZE, BLOCK_D)
+    q_MD, scale_log2 = load_queries(
+        q_ptr,
+        start + queries_M,
+        heads_M,
+        live_M,
+        q_token_stride,
+        q_head_stride,
+        scale_log2,
+        k_pages_ptr,
+        HEAD_SIZE,
+        BLOCK_D,
+    )
     first_key = 0
     if HAS_WINDOW:
         first_key = tl.maximum(context - num_queries + first_query - window + 1, 0) // PAGE_SIZE * PAGE_SIZE
-    end_key = context - num_queries + tl.minimum(first_query + BLOCK_Q, num_queries)
+    out_MD, top_M, sum_M = no_keys(BLOCK_M, BLOCK_D)
     out_MD, _, sum_M = attend(
         q_MD,
         positions_M,
-        k_pages_ptr + kv_head.to(tl.int64) * k_head_stride,
-        v_pages_ptr + kv_head.to(tl.int64) * v_head_stride,
-        table_ptr + row.to(tl.int64) * table_stride,
+        out_MD,
+        top_M,
+        sum_M,
+        k_pages_ptr,
+        v_pages_ptr,
+        k_desc,
+        v_desc,
+        table_ptr + line.to(tl.int64) * table_stride,
+        kv_head,
         first_key,
-        end_key,
+        context - num_queries + first_query + 1,
+        context - num_queries + tl.minimum(first_query + BLOCK_Q, num_queries),
         scale_log2,
         window,
         k_page_stride,
+        k_head_stride,
         k_token_stride,
         v_page_stride,
+        v_head_stride,
         v_token_stride,
+        NUM_KV_HEADS,
         HEAD_SIZE,
         PAGE_SIZE,
         HAS_WINDOW,
-        BLOCK_M,
         BLOCK_K,
         BLOCK_D,
     )

@@ -16,8 +16,7 @@ MEMORY = 0.02  # The weight of the newest line in what has been learnt.
 class Appetite:
     """Learns how long lines are, and says how many are wanted."""
 
-    def __init__(self, max_num_seqs: int) -> None:
-        self.max_num_seqs = max_num_seqs
+    def __init__(self) -> None:
         self._prompt = self._output = float(FIRST_GUESS)
 
     def learn(self, num_prompt: int, num_output: int) -> None:
@@ -32,7 +31,7 @@ class Appetite:
 
     def wanted(self, load: Load, num_lines: int, weight: float) -> int:
         """How many lines to take on beside `num_lines` in hand, which weigh `weight`."""
-        by_rows = LOADS * self.max_num_seqs - num_lines
+        by_rows = LOADS * load.num_rows - num_lines
         room = LOADS * load.num_pages * load.page_size - weight
         by_pages = room / (self._prompt + self._output)
         return max(0, int(min(by_rows, by_pages)), int(num_lines == 0))

@@ -48,6 +48,7 @@ class EchoEngine:
 
     def load(self) -> Load:
         return Load(
+            num_rows=self.max_num_seqs,
             num_running=0,
             num_waiting=len(self._waiting),
             num_free_pages=NUM_PAGES,

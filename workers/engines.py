@@ -35,7 +35,9 @@ class NativeFactory:
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
+            enforce_eager=settings.enforce_eager,
             enable_prefix_caching=settings.enable_prefix_caching,
+            kv_cache_dtype=settings.kv_cache_dtype,
             kv_cache_gb=settings.kv_cache_gb,
             gpu_memory_utilization=settings.gpu_memory_utilization,
             seed=settings.seed,
@@ -58,8 +60,12 @@ def _decoder(folder: Path) -> Callable[[list[int]], str]:
 def engine_of(settings: Settings, model_dir: Path | None) -> tuple[Callable[[], Engine], Callable[[], Tokenizer]]:
     """What builds the engine, and what loads its tokenizer. Raises SettingsError for a folder that holds no model."""
     if settings.engine == "echo":
-        limit = settings.max_model_len or EchoFactory().max_model_len
-        return EchoFactory(max_model_len=limit, max_num_seqs=settings.max_num_seqs), ByteTokenizer
+        usual = EchoFactory()
+        factory = EchoFactory(
+            max_model_len=settings.max_model_len or usual.max_model_len,
+            max_num_seqs=settings.max_num_seqs or usual.max_num_seqs,
+        )
+        return factory, ByteTokenizer
     if model_dir is None or not (model_dir / "config.json").is_file():
         raise SettingsError(f"PRESSRUN_MODEL={settings.model!r}: {model_dir} holds no model (no config.json)")
 

@@ -75,7 +75,7 @@ class PressrunWorker(RqDesk):
         self.tokenizer = tokenizer
         self.grace_s = grace_s
         self.waker = Waker()
-        self.appetite = Appetite(settings.max_num_seqs)
+        self.appetite = Appetite()
         self.flight = Flight(engine, weigh=self.appetite.weight)
         self.keeper = EngineKeeper(engine, self.flight, self.waker)
         self.ledger = Ledger(backend, self.waker, self._patiently)

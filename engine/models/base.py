@@ -1,7 +1,7 @@
 """What every model file shares: the protocol the runner drives, a step's tensors, and attention over the KV pages.
 
-Knows nothing of any one architecture. T tokens of one step, S rows, D drawing rows, H query heads, G kv heads, P pages,
-B tokens a page, N pages a row.
+Knows nothing of any one architecture. T tokens of one step, S rows of it, R rows of the engine, F features of a
+fused projection, H query heads, G kv heads, D head size, P pages, B tokens a page, N pages a row.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ...kernels.kv_write import kv_write
-from ...kernels.paged_attention import paged_attention
+from ...kernels.paged_attention import SharedPrefixes, paged_attention
+from ...kernels.rotate_and_write import rotate_and_write
 from ..linear import Slot
 
 
@@ -22,13 +22,15 @@ class StepTensors:
     """Where one step's tokens stand."""
 
     positions: Tensor  # [T]
-    slots: Tensor  # [T] page · B + offset
-    page_table: Tensor  # [S, N]
+    slots: Tensor  # [T] page · B + offset, -1 for a token that is nobody's
+    page_table: Tensor  # [R, N]
+    rows: Tensor  # [S] lines of the page table
     query_starts: Tensor  # [S + 1]
     context_lens: Tensor  # [S]
-    drawing: Tensor  # [D] indices into T of the tokens that a next one follows
+    last: Tensor  # [S] each row's last token
     max_query_len: int
     max_context_len: int
+    shared: SharedPrefixes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,30 +54,54 @@ class Model(Protocol):
 
     def forward(self, token_ids_T: Tensor, step: StepTensors, kv: KVPages) -> Tensor: ...
 
-    def logits(self, hidden_DE: Tensor) -> Tensor: ...
+    def logits(self, hidden_SE: Tensor, out: Tensor | None = None) -> Tensor: ...
+
+    def new_logits(self, num_rows: int) -> Tensor: ...
 
 
 def attend(
-    q_THS: Tensor,
-    k_TGS: Tensor,
-    v_TGS: Tensor,
+    qkv_TF: Tensor,
     step: StepTensors,
     kv: KVPages,
     layer: int,
+    *,
+    num_heads: int,
+    cos_MR: Tensor,
+    sin_MR: Tensor,
     window: int | None,
+    q_norm_D: Tensor | None = None,
+    k_norm_D: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
-    """Write the step's keys and values into the layer's pages and attend over them; returns out_THS."""
+    """Norm (if weights are given) and rotate heads, write keys and values into the layer's pages, attend over them.
+
+    Returns out_THD. The tables hold M positions, and here R is the number of rotated pairs of a head.
+    """
     k_pages, v_pages = kv.keys[layer], kv.values[layer]
-    kv_write(k_TGS, v_TGS, k_pages, v_pages, step.slots)
+    q_THD = rotate_and_write(
+        qkv_TF,
+        step.positions,
+        step.slots,
+        cos_MR,
+        sin_MR,
+        k_pages,
+        v_pages,
+        num_heads=num_heads,
+        q_norm_D=q_norm_D,
+        k_norm_D=k_norm_D,
+        eps=eps,
+    )
     return paged_attention(
-        q_THS,
+        q_THD,
         k_pages,
         v_pages,
         step.page_table,
         step.query_starts,
         step.context_lens,
-        scale=q_THS.shape[-1] ** -0.5,
+        scale=q_THD.shape[-1] ** -0.5,
         window=window,
         max_query_len=step.max_query_len,
         max_context_len=step.max_context_len,
+        rows_S=step.rows,
+        shared=step.shared,
     )

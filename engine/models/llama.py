@@ -1,7 +1,7 @@
-"""The Llama architecture: Llama 1 to 3.x, SmolLM2, Yi, and Mistral with its sliding window.
+"""The Llama architecture: Llama 1 to 3.x, SmolLM2, Yi; Mistral with its sliding window; Qwen2, 2.5 and 3.
 
-Knows nothing of requests or of how its weights are read. T tokens of one step, D of them draw a next token, E hidden
-size, F feed-forward size, H query heads, G kv heads, S head size, V vocabulary.
+Knows nothing of requests or of how its weights are read. T tokens of one step, S rows of it, E hidden
+size, H query heads, D head size, M positions and R rotated pairs of the rope tables, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ...kernels.rms_norm import add_rms_norm, rms_norm
-from ...kernels.rotary import rotary
 from ...kernels.silu_mul import silu_mul
 from ..errors import ModelUnsupported
 from ..linear import Linear, Making, Slot, packed, product
@@ -23,8 +22,22 @@ from .base import KVPages, StepTensors, attend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What an architecture's name says of a model, beside its config.json; the defaults are Llama's."""
+
+    # `sliding_window` holds for all layers (transformers' default is 4096, null is none).
+    windowed: bool = False
+    # It holds if `use_sliding_window` does, for the layers that `layer_types` or `max_window_layers` tells.
+    partly_windowed: bool = False
+    # Biases of the q, k and v projections alone; otherwise `attention_bias` speaks for these and the output's.
+    qkv_bias: bool = False
+    # Each query and key head is normed before it is rotated.
+    head_norms: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaConfig:
-    """What config.json says, checked; names are its own."""
+    """What config.json says, checked; names are its own where it has one."""
 
     vocab_size: int
     hidden_size: int
@@ -35,22 +48,19 @@ class LlamaConfig:
     head_dim: int
     rms_norm_eps: float
     max_position_embeddings: int
-    sliding_window: int | None
-    attention_bias: bool
+    windows: tuple[int | None, ...]  # of each layer
+    qkv_bias: bool
+    output_bias: bool
     mlp_bias: bool
+    head_norms: bool
     tie_word_embeddings: bool
     rope: Rope
 
     @classmethod
-    def from_json(cls, config: Mapping[str, Any], *, windowed: bool) -> LlamaConfig:
-        """Raises ModelUnsupported for a field that asks for what is not built, or that is missing.
-
-        `windowed` says whether the architecture has a sliding window; transformers' default is 4096, null is none.
-        """
+    def from_json(cls, config: Mapping[str, Any], *, traits: Traits) -> LlamaConfig:
+        """Raises ModelUnsupported for a field that asks for what is not built, or that is missing."""
         _refuse_unsupported(config)
-        window = config.get("sliding_window", 4096) if windowed else None
-        if window is not None and (not isinstance(window, int) or window < 1):
-            raise ModelUnsupported(f"config.json: sliding_window {window!r} is not a positive number")
+        attention_bias = bool(config.get("attention_bias", False)) and not traits.qkv_bias
         try:
             num_heads = int(config["num_attention_heads"])
             hidden_size = int(config["hidden_size"])
@@ -64,9 +74,11 @@ class LlamaConfig:
                 head_dim=int(config.get("head_dim") or hidden_size // num_heads),
                 rms_norm_eps=float(config["rms_norm_eps"]),
                 max_position_embeddings=int(config["max_position_embeddings"]),
-                sliding_window=window,
-                attention_bias=bool(config.get("attention_bias", False)),
+                windows=_windows(config, traits),
+                qkv_bias=attention_bias or traits.qkv_bias,
+                output_bias=attention_bias,
                 mlp_bias=bool(config.get("mlp_bias", False)),
+                head_norms=traits.head_norms,
                 tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
                 rope=Rope.from_config(config),
             )
@@ -91,7 +103,7 @@ class Llama:
         self.norm_E = make.empty(config.hidden_size)
         self.head_VE = self.embedding_VE if config.tie_word_embeddings else torch.empty_like(self.embedding_VE)
         self._head_is_packed = False
-        self.cos_MS, self.sin_MS = config.rope.tables(max_model_len, config.head_dim, make.device)
+        self.cos_MR, self.sin_MR = config.rope.tables(max_model_len, config.head_dim, make.device)
 
     def slots(self) -> Iterator[Slot]:
         yield Slot(name="model.embed_tokens.weight", into=self.embedding_VE)
@@ -114,34 +126,40 @@ class Llama:
         self.head_VE, self._head_is_packed = packed(self.head_VE)
 
     def forward(self, token_ids_T: Tensor, step: StepTensors, kv: KVPages) -> Tensor:
-        """Write the step's keys and values; return the final hidden states hidden_DE of the tokens that draw."""
-        residual_TE = self.embedding_VE[token_ids_T]
+        """Write the step's keys and values; return the final hidden states hidden_SE of each row's last token."""
+        residual_TE = torch.nn.functional.embedding(token_ids_T, self.embedding_VE)
         x_TE = rms_norm(residual_TE, self.layers[0].input_norm_E, self.config.rms_norm_eps)
         for i, layer in enumerate(self.layers):
-            attended = layer.attend(x_TE, step, kv, i, self.cos_MS, self.sin_MS)
+            attended = layer.attend(x_TE, step, kv, i, self.cos_MR, self.sin_MR)
             if i + 1 == len(self.layers):
                 # Nothing reads the other tokens' last hidden states.
-                attended, residual_TE = attended[step.drawing], residual_TE[step.drawing]
+                attended, residual_TE = attended[step.last], residual_TE[step.last]
                 next_norm_E = self.norm_E
             else:
                 next_norm_E = self.layers[i + 1].input_norm_E
             x_TE, residual_TE = layer.feed_forward(attended, residual_TE, next_norm_E)
         return x_TE
 
-    def logits(self, hidden_DE: Tensor) -> Tensor:
-        """logits_DV in the model's dtype."""
-        return product(hidden_DE, self.head_VE, None, is_packed=self._head_is_packed)
+    def logits(self, hidden_SE: Tensor, out: Tensor | None = None) -> Tensor:
+        """logits_SV in the model's dtype, in `out` if given."""
+        if out is not None:
+            return torch.mm(hidden_SE, self.head_VE.T, out=out)
+        return product(hidden_SE, self.head_VE, None, is_packed=self._head_is_packed)
+
+    def new_logits(self, num_rows: int) -> Tensor:
+        """Memory for the logits of so many rows."""
+        return self.norm_E.new_empty(num_rows, self.config.vocab_size)
 
 
 class _Layer:
     def __init__(self, index: int, config: LlamaConfig, make: Making) -> None:
         self._prefix = prefix = f"model.layers.{index}."
-        self._eps, self._window, self._head_size = config.rms_norm_eps, config.sliding_window, config.head_dim
+        self._eps, self._window = config.rms_norm_eps, config.windows[index]
+        self._num_heads = config.num_attention_heads // make.shard.size
         hidden_size, mlp_size = config.hidden_size, config.intermediate_size
         q_size, kv_size = (
             num_heads * config.head_dim for num_heads in (config.num_attention_heads, config.num_key_value_heads)
         )
-        self._sizes = [size // make.shard.size for size in (q_size, kv_size, kv_size)]
         attention, mlp = prefix + "self_attn.", prefix + "mlp."
         qkv_parts = {
             attention + "q_proj": q_size,
@@ -149,17 +167,21 @@ class _Layer:
             attention + "v_proj": kv_size,
         }
         gate_up_parts = {mlp + "gate_proj": mlp_size, mlp + "up_proj": mlp_size}
-        in_attention, in_mlp = config.attention_bias, config.mlp_bias
-        self.qkv = Linear(qkv_parts, hidden_size, bias=in_attention, split=0, make=make)
-        self.output = Linear({attention + "o_proj": hidden_size}, q_size, bias=in_attention, split=1, make=make)
-        self.gate_up = Linear(gate_up_parts, hidden_size, bias=in_mlp, split=0, make=make)
-        self.down = Linear({mlp + "down_proj": hidden_size}, mlp_size, bias=in_mlp, split=1, make=make)
+        self.qkv = Linear(qkv_parts, hidden_size, bias=config.qkv_bias, split=0, make=make)
+        self.output = Linear({attention + "o_proj": hidden_size}, q_size, bias=config.output_bias, split=1, make=make)
+        self.gate_up = Linear(gate_up_parts, hidden_size, bias=config.mlp_bias, split=0, make=make)
+        self.down = Linear({mlp + "down_proj": hidden_size}, mlp_size, bias=config.mlp_bias, split=1, make=make)
+        self.q_norm_D = make.empty(config.head_dim) if config.head_norms else None
+        self.k_norm_D = make.empty(config.head_dim) if config.head_norms else None
         self.input_norm_E = make.empty(hidden_size)
         self.post_norm_E = make.empty(hidden_size)
 
     def slots(self) -> Iterator[Slot]:
         yield Slot(name=self._prefix + "input_layernorm.weight", into=self.input_norm_E)
         yield Slot(name=self._prefix + "post_attention_layernorm.weight", into=self.post_norm_E)
+        if self.q_norm_D is not None and self.k_norm_D is not None:
+            yield Slot(name=self._prefix + "self_attn.q_norm.weight", into=self.q_norm_D)
+            yield Slot(name=self._prefix + "self_attn.k_norm.weight", into=self.k_norm_D)
         for linear in (self.qkv, self.output, self.gate_up, self.down):
             yield from linear.slots()
 
@@ -168,19 +190,47 @@ class _Layer:
             linear.pack()
 
     def attend(
-        self, x_TE: Tensor, step: StepTensors, kv: KVPages, index: int, cos_MS: Tensor, sin_MS: Tensor
+        self, x_TE: Tensor, step: StepTensors, kv: KVPages, index: int, cos_MR: Tensor, sin_MR: Tensor
     ) -> Tensor:
-        """What the heads gathered, before the output projection: [T, H · S]."""
-        parts = torch.split(self.qkv(x_TE), self._sizes, dim=-1)
-        q, k, v = (part.view(len(part), -1, self._head_size) for part in parts)
-        q_THS, k_TGS = rotary(q, k, step.positions, cos_MS, sin_MS)
-        return attend(q_THS, k_TGS, v, step, kv, index, self._window).flatten(1)
+        """What the heads gathered, before the output projection: [T, H · D]."""
+        out_THD = attend(
+            self.qkv(x_TE),
+            step,
+            kv,
+            index,
+            num_heads=self._num_heads,
+            cos_MR=cos_MR,
+            sin_MR=sin_MR,
+            window=self._window,
+            q_norm_D=self.q_norm_D,
+            k_norm_D=self.k_norm_D,
+            eps=self._eps,
+        )
+        return out_THD.flatten(1)
 
     def feed_forward(self, attended: Tensor, residual_TE: Tensor, next_norm_E: Tensor) -> tuple[Tensor, Tensor]:
         """The rest of the layer; returns (the next layer's normalised input, the residual stream)."""
         x_TE, residual_TE = add_rms_norm(self.output(attended), residual_TE, self.post_norm_E, self._eps)
         mlp_TE = self.down(silu_mul(self.gate_up(x_TE)))
         return add_rms_norm(mlp_TE, residual_TE, next_norm_E, self._eps)
+
+
+def _windows(config: Mapping[str, Any], traits: Traits) -> tuple[int | None, ...]:
+    """How far each layer's attention reaches back; None is to the beginning."""
+    num_layers = int(config["num_hidden_layers"])
+    asked = traits.windowed or (traits.partly_windowed and config.get("use_sliding_window", False))
+    window = config.get("sliding_window", 4096) if asked else None
+    if window is None:
+        return (None,) * num_layers
+    if not isinstance(window, int) or window < 1:
+        raise ModelUnsupported(f"config.json: sliding_window {window!r} is not a positive number")
+    if traits.windowed:
+        return (window,) * num_layers
+    first = int(config.get("max_window_layers", 28))
+    kinds = config.get("layer_types") or ["full_attention"] * first + ["sliding_attention"] * (num_layers - first)
+    if set(kinds) - {"full_attention", "sliding_attention"} or len(kinds) < num_layers:
+        raise ModelUnsupported(f"config.json: layer_types {kinds!r} is not supported")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds[:num_layers])
 
 
 def _refuse_unsupported(config: Mapping[str, Any]) -> None:

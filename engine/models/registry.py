@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ModelUnsupported
 from .base import Model
-from .llama import Llama, LlamaConfig
+from .llama import Llama, LlamaConfig, Traits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +20,17 @@ class Architecture:
     build: Callable[..., Model]
 
 
+def _llama(traits: Traits) -> Architecture:
+    return Architecture(read_config=partial(LlamaConfig.from_json, traits=traits), build=Llama)
+
+
 REGISTRY = {
     # Llama 1 to 3.x, SmolLM2, Yi
-    "LlamaForCausalLM": Architecture(read_config=partial(LlamaConfig.from_json, windowed=False), build=Llama),
-    "MistralForCausalLM": Architecture(read_config=partial(LlamaConfig.from_json, windowed=True), build=Llama),
+    "LlamaForCausalLM": _llama(Traits()),
+    "MistralForCausalLM": _llama(Traits(windowed=True)),
+    # Qwen2 and Qwen2.5
+    "Qwen2ForCausalLM": _llama(Traits(partly_windowed=True, qkv_bias=True)),
+    "Qwen3ForCausalLM": _llama(Traits(partly_windowed=True, head_norms=True)),
 }
 
 

@@ -6,12 +6,19 @@ one at a time through torch's fused attention. Lengths come to the host once a c
 waits for it: there this file only serves to check the kernel.
 
 Legend: T tokens, S rows (sequences), H query heads, G kv heads, R = H / G query heads a kv head, D head size,
-P pages, B tokens a page, N pages a row in the table, C rows of one group, W pages gathered for each row of a
+P pages, B tokens a page, N pages a line of the table, C rows of one group, W pages gathered for each row of a
 group, K = W · B keys gathered for each row.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..paged_attention import SharedPrefixes
 
 # Keys of one group of decode rows; values take as much again. Measured on a 2-core EPYC: fewer bytes cost more calls,
 # more of them fall out of the cache.
@@ -22,7 +29,7 @@ def paged_attention(
     q_THD: Tensor,
     k_pages_PGBD: Tensor,
     v_pages_PGBD: Tensor,
-    page_table_SN: Tensor,
+    page_table_RN: Tensor,
     query_starts_S1: Tensor,
     context_lens_S: Tensor,
     *,
@@ -30,9 +37,15 @@ def paged_attention(
     window: int | None = None,
     max_query_len: int | None = None,
     max_context_len: int | None = None,
+    rows_S: Tensor | None = None,
+    shared: SharedPrefixes | None = None,
 ) -> Tensor:
-    """Return out_THD; `kernels/paged_attention.py` says what each argument is. The two hints are not needed here."""
+    """Return out_THD; `kernels/paged_attention.py` says what each argument is.
+
+    The two hints are not needed here, and what is `shared` changes no result, so it is not looked at.
+    """
     starts, contexts = query_starts_S1.tolist(), context_lens_S.tolist()
+    lines = range(len(contexts)) if rows_S is None else rows_S.tolist()
     out_THD = q_THD.new_empty(q_THD.shape)
     decodes: list[int] = []
     for row, context in enumerate(contexts):
@@ -41,17 +54,17 @@ def paged_attention(
             decodes.append(row)
         elif end > start:
             out_THD[start:end] = _attend_prefill(
-                q_THD[start:end], k_pages_PGBD, v_pages_PGBD, page_table_SN[row], context, scale, window
+                q_THD[start:end], k_pages_PGBD, v_pages_PGBD, page_table_RN[lines[row]], context, scale, window
             )
     if decodes:
         decodes.sort(key=contexts.__getitem__)
-        rows_C = torch.tensor(decodes, device=q_THD.device)
+        lines_C = torch.tensor([lines[row] for row in decodes], device=q_THD.device)
         tokens_C = torch.tensor([starts[row] for row in decodes], device=q_THD.device)
         out_THD[tokens_C] = _attend_decodes(
             q_THD[tokens_C],
             k_pages_PGBD,
             v_pages_PGBD,
-            page_table_SN[rows_C],
+            page_table_RN[lines_C],
             [contexts[row] for row in decodes],
             scale,
             window,
@@ -78,7 +91,7 @@ def _attend_prefill(
     repeats = num_heads // num_kv_heads
     q_GRTD = q_THD.view(num_tokens, num_kv_heads, repeats, head_size).permute(1, 2, 0, 3)
     k_GRKD, v_GRKD = (
-        _gather(pages_PGBD, pages_1W)[0, :, None, : context - first_key].expand(-1, repeats, -1, -1)
+        _gather(pages_PGBD, pages_1W, q_THD.dtype)[0, :, None, : context - first_key].expand(-1, repeats, -1, -1)
         for pages_PGBD in (k_pages_PGBD, v_pages_PGBD)
     )
     mask_TK = None
@@ -122,8 +135,8 @@ def _attend_decodes(
     out_CGRD = q_CHD.new_empty(q_CGRD.shape)
     for start, end in groups:
         pages_cW = pages_CW[start:end, : max(widths[start:end])]
-        k_bKD = _gather(k_pages_PGBD, pages_cW, buffers[0]).flatten(0, 1)
-        v_cGKD = _gather(v_pages_PGBD, pages_cW, buffers[1])
+        k_bKD = _gather(k_pages_PGBD, pages_cW, q_CHD.dtype, buffers[0]).flatten(0, 1)
+        v_cGKD = _gather(v_pages_PGBD, pages_cW, q_CHD.dtype, buffers[1])
         num_keys = k_bKD.shape[1]
         hidden_cK = hidden_CK[start:end, :num_keys]
         # Slots never written may hold NaN, and 0 · NaN is NaN. All lie beyond the group's shortest context.
@@ -144,13 +157,17 @@ def _visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return causal if window is None else causal & (keys > queries - window)
 
 
-def _gather(pages_PGBD: Tensor, pages_CW: Tensor, buffer: Tensor | None = None) -> Tensor:
+def _gather(pages_PGBD: Tensor, pages_CW: Tensor, dtype: torch.dtype, buffer: Tensor | None = None) -> Tensor:
     """Copy whole pages so that each head's keys of a row lie together: [C, G, W · B, D], in the buffer if given."""
     num_kv_heads, page_size, head_size = pages_PGBD.shape[1:]
     heads_G1 = torch.arange(num_kv_heads, device=pages_CW.device).unsqueeze(1)
     index = torch.add(heads_G1, pages_CW.long().unsqueeze(1), alpha=num_kv_heads).view(-1)
     flat = pages_PGBD.flatten(2).flatten(0, 1)
-    picked = torch.index_select(flat, 0, index, out=None if buffer is None else buffer[: index.shape[0]])
+    if flat.dtype == torch.float8_e4m3fn:
+        # torch neither selects nor multiplies 8-bit floats.
+        picked = flat.view(torch.uint8).index_select(0, index).view(flat.dtype).to(dtype)
+    else:
+        picked = torch.index_select(flat, 0, index, out=None if buffer is None else buffer[: index.shape[0]])
     return picked.view(pages_CW.shape[0], num_kv_heads, pages_CW.shape[1] * page_size, head_size)
 
 

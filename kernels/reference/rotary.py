@@ -1,4 +1,4 @@
-"""Rotary position embedding in plain torch: what `kernels/rotary.py` means, and what serves on a CPU.
+"""Rotary position embedding in plain torch, a piece of `rotate_and_write.py`.
 
 Knows nothing of how the tables are made (base, scaling): they come in finished.
 T tokens, H query heads, G key heads, D head size, M positions in the tables, R rotated pairs a head.

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from pressrun.engine.config import EngineConfig
 from pressrun.engine.engine import Engine
+from pressrun.engine.forecast import LengthForecast
 from pressrun.engine.request import Output, Request, SamplingParams
 
 TINY = {
@@ -62,6 +64,13 @@ class CheckedEngine(Engine):
         return merged
 
 
+class NoForesight(LengthForecast):
+    """Believes that every sequence is about to end."""
+
+    def remaining(self, generated_S: Any, most_S: Any, may_end_early_S: Any) -> Any:
+        return np.zeros(len(generated_S))
+
+
 def merge(before: Output | None, output: Output) -> Output:
     """Two outputs of one request as one."""
     if before is None:
@@ -78,14 +87,33 @@ def merge(before: Output | None, output: Output) -> Output:
     )
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test of the engine's promises is run with results that come at once, and one step late."""
+    if metafunc.module.__name__.endswith("test_engine") and "make_engine" in metafunc.fixturenames:
+        metafunc.parametrize("make_engine", [False, True], ids=["at_once", "late"], indirect=True)
+
+
 @pytest.fixture
-def make_engine() -> Iterator[Callable[..., CheckedEngine]]:
-    """Build checked engines: `make_engine(model, decode=…, **settings)`, in float32 unless told otherwise."""
+def make_engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., CheckedEngine]]:
+    """Build checked engines: `make_engine(model, decode=…, **settings)`, in float32 unless told otherwise.
+
+    A `crowded` one takes sequences in for which there will not be room, so that it must preempt. A parameter of the
+    fixture says whether they schedule asynchronously.
+    """
+    is_async: bool | None = getattr(request, "param", None)
     made: list[CheckedEngine] = []
 
-    def make(model: Path, *, decode: Callable[[list[int]], str] | None = None, **settings: Any) -> CheckedEngine:
-        settings = {"dtype": "float32", "num_pages": 256, **settings}
+    def make(
+        model: Path,
+        *,
+        decode: Callable[[list[int]], str] | None = None,
+        crowded: bool = False,
+        **settings: Any,
+    ) -> CheckedEngine:
+        settings = {"dtype": "float32", "num_pages": 256, "async_scheduling": is_async, **settings}
         made.append(CheckedEngine(EngineConfig(model=model, **settings), decode))
+        if crowded:
+            made[-1]._scheduler.forecast = NoForesight()
         return made[-1]
 
     yield make

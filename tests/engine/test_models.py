@@ -38,6 +38,12 @@ LLAMA3 = {
         ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}}),
         ("mistral", {"sliding_window": 11, "head_dim": 32}),
         ("mistral", {"sliding_window": None, "head_dim": 16}),
+        ("qwen2", {}),
+        ("qwen2", {"tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": 11}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}),
+        ("qwen3", {"head_dim": 32}),
+        ("qwen3", {"head_dim": 16, "attention_bias": True, "tie_word_embeddings": True}),
+        ("qwen3", {"head_dim": 16, "use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "plain",
 )
@@ -67,6 +73,17 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
+def test_layers_with_a_window_are_found_as_older_transformers_wrote_them(
+    make_model: Callable[..., Path], make_engine: Callable[..., Any], ask: Callable[..., Request]
+) -> None:
+    folder = make_model("qwen2", use_sliding_window=True, sliding_window=11, max_window_layers=1)
+    new = make_engine(folder).finish([ask(PROMPT)])["a"]
+    rewrite(folder, layer_types=None)
+    assert make_engine(folder).finish([ask(PROMPT)])["a"].token_ids == new.token_ids
+    rewrite(folder, max_window_layers=2)
+    assert make_engine(folder).finish([ask(PROMPT)])["a"].token_ids != new.token_ids
+
+
 def test_rope_scaling_as_older_transformers_wrote_it_is_read(
     make_model: Callable[..., Path], make_engine: Callable[..., Any], ask: Callable[..., Request]
 ) -> None:
@@ -90,6 +107,11 @@ def test_rope_scaling_as_older_transformers_wrote_it_is_read(
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"hidden_size": None}, "hidden_size"),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": -1}, "sliding_window"),
+        ({"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True, "sliding_window": 0}, "sliding_window"),
+        (
+            {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "layer_types": ["chunked_attention"]},
+            "layer_types",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -60,6 +60,7 @@ def test_greedy_tokens_are_those_of_transformers_with_all_in_flight_and_preempte
     # All together need some 340 pages.
     engine = make_engine(
         smollm2,
+        crowded=True,
         num_pages=270,
         enable_prefix_caching=caching,
         max_num_seqs=NUM_PROMPTS,

@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from pressrun.kernels import checks, kv_write, paged_attention, rms_norm, rotary, silu_mul
-from pressrun.kernels.checks import AttentionCase
+from pressrun.kernels import (
+    checks,
+    paged_attention,
+    rms_norm,
+    rotate_and_write,
+    sample,
+    sampling_checks,
+    silu_mul,
+    step_inputs,
+)
+from pressrun.kernels.checks import AttentionCase, RotateCase
 from pressrun.kernels.reference import paged_attention as reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -26,17 +35,33 @@ def test_activation_matches_the_formula(num_tokens: int, size: int, dtype: torch
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "head_size", "pairs"), [(9, 3, 64, 32), (4, 4, 80, 16), (7, 1, 96, 48)])
-def test_rotation_matches_complex_multiplication(
-    heads: int, kv_heads: int, head_size: int, pairs: int, dtype: torch.dtype
+@pytest.mark.parametrize("pages_dtype", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_size", "pairs", "page_size"),
+    [(9, 3, 64, 32, 16), (4, 4, 80, 16, 48), (7, 1, 96, 48, 16)],
+)
+def test_heads_are_normed_and_rotated_and_land_in_their_slots(
+    heads: int,
+    kv_heads: int,
+    head_size: int,
+    pairs: int,
+    page_size: int,
+    normed: bool,
+    pages_dtype: torch.dtype | None,
+    dtype: torch.dtype,
 ) -> None:
-    checks.check_rotary(rotary.rotary, 63, heads, kv_heads, head_size, pairs, dtype, "cpu")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("page_size", [16, 48])
-def test_keys_and_values_land_in_their_slots_and_nowhere_else(page_size: int, dtype: torch.dtype) -> None:
-    checks.check_kv_write(kv_write.kv_write, 63, 3, 64, page_size, dtype, "cpu")
+    case = RotateCase(
+        num_tokens=63,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        num_pairs=pairs,
+        page_size=page_size,
+        normed=normed,
+        pages_dtype=pages_dtype,
+    )
+    checks.check_rotate_and_write(rotate_and_write.rotate_and_write, case, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -68,10 +93,38 @@ def test_decodes_worked_on_in_many_groups_match_dense_attention(
     checks.check_attention(paged_attention.paged_attention, case, torch.float32, "cpu")
 
 
+def test_rows_find_their_pages_in_any_line_of_the_table() -> None:
+    case = AttentionCase(num_heads=4, num_kv_heads=2, head_size=16, rows=((0, 0), *MIXED_ROWS), scattered=True)
+    checks.check_attention(paged_attention.paged_attention, case, torch.float32, "cpu")
+
+
+def test_shared_prefixes_change_no_result() -> None:
+    levels = (((0, 4, 0, 32),), ((1, 3, 32, 80),))
+    rows = ((1, 90), (1, 80), (1, 100), (1, 33))
+    case = AttentionCase(num_heads=4, num_kv_heads=2, head_size=16, rows=rows, levels=levels)
+    checks.check_attention(paged_attention.paged_attention, case, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_over_8_bit_pages_is_that_over_their_rounded_values(dtype: torch.dtype) -> None:
+    case = AttentionCase(num_heads=4, num_kv_heads=2, head_size=16, rows=MIXED_ROWS, pages_dtype=torch.float8_e4m3fn)
+    checks.check_attention(paged_attention.paged_attention, case, dtype, "cpu")
+
+
 def test_a_call_without_queries_returns_nothing() -> None:
     case = AttentionCase(num_heads=4, num_kv_heads=2, head_size=16, rows=((0, 5), (0, 17)))
     inputs = checks.attention_inputs(case, torch.float32, "cpu")
     assert paged_attention.paged_attention(*inputs.arguments, scale=1.0).shape == (0, 4, 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab_size", [63, 1000, 5000])
+def test_draws_match_the_textbook_and_depend_on_nothing_beside_them(vocab_size: int, dtype: torch.dtype) -> None:
+    sampling_checks.check_sample(sample.sample, 100, vocab_size, dtype, "cpu")
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    sampling_checks.check_frequencies(sample.sample, 20000, "cpu")
 
 
 def test_a_check_sees_one_wrong_vector_and_one_that_is_missing() -> None:
@@ -82,3 +135,12 @@ def test_a_check_sees_one_wrong_vector_and_one_that_is_missing() -> None:
         damaged[500] = damage
         with pytest.raises(AssertionError, match="relative error"):
             checks.assert_close(damaged, exact, "damaged")
+
+
+STEPS = ([1], [1] * 40, [3, 1, 300, 17, 1])
+
+
+@pytest.mark.parametrize("padding", [0, 9])
+@pytest.mark.parametrize("lengths", STEPS)
+def test_a_steps_inputs_follow_from_its_plan(lengths: list[int], padding: int) -> None:
+    checks.check_step_inputs(step_inputs.step_inputs, lengths, 16, padding, "cpu")

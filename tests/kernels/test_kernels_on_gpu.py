@@ -3,8 +3,19 @@
 import pytest
 import torch
 
-from pressrun.kernels import checks, kv_write, paged_attention, rms_norm, rotary, silu_mul, triton_paged_attention
-from pressrun.kernels.checks import AttentionCase
+from pressrun.kernels import (
+    checks,
+    paged_attention,
+    rms_norm,
+    rotate_and_write,
+    sample,
+    sampling_checks,
+    silu_mul,
+    step_inputs,
+    triton_noise,
+    triton_paged_attention,
+)
+from pressrun.kernels.checks import AttentionCase, RotateCase
 
 pytestmark = pytest.mark.gpu
 
@@ -32,22 +43,43 @@ def test_activation_matches_the_formula(num_tokens: int, size: int, dtype: torch
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [1, 63, 1000])
+@pytest.mark.parametrize("pages_dtype", [None, torch.float8_e4m3fn])
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_size", "pairs"), [(32, 8, 128, 64), (9, 3, 64, 32), (32, 32, 80, 16), (28, 4, 96, 48)]
+    ("heads", "kv_heads", "head_size", "pairs", "page_size"),
+    [
+        (32, 8, 128, 64, 16),  # Llama 3
+        (9, 3, 64, 32, 16),  # SmolLM2
+        (32, 32, 80, 16, 48),  # Phi-2
+        (28, 4, 96, 48, 16),
+        (16, 4, 256, 128, 64),
+    ],
 )
-def test_rotation_matches_complex_multiplication(
-    heads: int, kv_heads: int, head_size: int, pairs: int, num_tokens: int, dtype: torch.dtype, cuda: str
+def test_heads_are_normed_and_rotated_and_land_in_their_slots(
+    heads: int,
+    kv_heads: int,
+    head_size: int,
+    pairs: int,
+    page_size: int,
+    normed: bool,
+    pages_dtype: torch.dtype | None,
+    dtype: torch.dtype,
+    cuda: str,
 ) -> None:
-    checks.check_rotary(rotary.rotary, num_tokens, heads, kv_heads, head_size, pairs, dtype, cuda)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("kv_heads", "head_size", "page_size"), [(8, 128, 16), (3, 64, 16), (1, 80, 48), (4, 256, 64)])
-def test_keys_and_values_land_in_their_slots_and_nowhere_else(
-    kv_heads: int, head_size: int, page_size: int, dtype: torch.dtype, cuda: str
-) -> None:
-    checks.check_kv_write(kv_write.kv_write, 1000, kv_heads, head_size, page_size, dtype, cuda)
+    if pages_dtype is not None and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no float8 before compute capability 8.9")
+    for num_tokens in (1, 63, 1000):
+        case = RotateCase(
+            num_tokens=num_tokens,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_size=head_size,
+            num_pairs=pairs,
+            page_size=page_size,
+            normed=normed,
+            pages_dtype=pages_dtype,
+        )
+        checks.check_rotate_and_write(rotate_and_write.rotate_and_write, case, dtype, cuda)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -56,7 +88,14 @@ def test_keys_and_values_land_in_their_slots_and_nowhere_else(
 def test_attention_of_mixed_rows_matches_dense_attention(
     heads: int, kv_heads: int, head_size: int, window: int | None, dtype: torch.dtype, cuda: str
 ) -> None:
-    case = AttentionCase(num_heads=heads, num_kv_heads=kv_heads, head_size=head_size, window=window, rows=MIXED_ROWS)
+    case = AttentionCase(
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        window=window,
+        rows=MIXED_ROWS,
+        scattered=window is None,
+    )
     checks.check_attention(paged_attention.paged_attention, case, dtype, cuda)
 
 
@@ -73,6 +112,51 @@ def test_decodes_in_any_number_of_parts_match_dense_attention(num_splits: int, w
     case = AttentionCase(num_heads=32, num_kv_heads=8, head_size=128, window=window, rows=rows)
     attend = triton_paged_attention.paged_attention
     checks.check_attention(attend, case, torch.bfloat16, cuda, num_splits=num_splits, max_query_len=1)
+
+
+# Rows 0 to 74 share 256 keys and two groups of them more; row 75 is alone in its group; rows 78 on share nothing.
+SHARED_LEVELS = (
+    ((0, 75, 0, 256), (75, 76, 0, 512), (76, 78, 0, 64)),
+    ((0, 21, 256, 640), (40, 75, 256, 320)),
+)
+SHARED_ROWS = (*((0 if i % 20 == 3 else 1, 641 + 13 * i % 300) for i in range(80)), (40, 500), (1, 9))
+
+
+@pytest.mark.parametrize("page_size", [16, 64])
+@pytest.mark.parametrize("parts", [{"num_splits": 1, "num_shared_parts": 1}, {"num_splits": 3, "num_shared_parts": 2}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_size"), [(32, 8, 128), (9, 3, 64), (32, 32, 96)])
+def test_rows_that_share_prefixes_match_dense_attention(
+    heads: int, kv_heads: int, head_size: int, dtype: torch.dtype, parts: dict[str, int], page_size: int, cuda: str
+) -> None:
+    case = AttentionCase(
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        page_size=page_size,
+        rows=SHARED_ROWS,
+        levels=SHARED_LEVELS,
+        scattered=True,
+    )
+    checks.check_attention(triton_paged_attention.paged_attention, case, dtype, cuda, **parts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("page_size", [16, 64])
+@pytest.mark.parametrize("levels", [(), SHARED_LEVELS])
+def test_attention_over_8_bit_pages_is_that_over_their_rounded_values(
+    levels: tuple[tuple[tuple[int, int, int, int], ...], ...], page_size: int, dtype: torch.dtype, cuda: str
+) -> None:
+    case = AttentionCase(
+        num_heads=32,
+        num_kv_heads=8,
+        head_size=128,
+        page_size=page_size,
+        rows=SHARED_ROWS if levels else MIXED_ROWS,
+        levels=levels,
+        pages_dtype=torch.float8_e4m3fn,
+    )
+    checks.check_attention(paged_attention.paged_attention, case, dtype, cuda)
 
 
 def test_offsets_beyond_32_bits_are_reached(cuda: str) -> None:
@@ -107,3 +191,27 @@ def test_attention_is_captured_in_a_graph_and_replayed_with_other_lengths(cuda: 
             k, v = inputs.keys[row][:context], inputs.values[row][:context]
             exact = checks.dense_attention(q_THD[row : row + 1], k, v, 0.1, None)
             checks.assert_close(out_THD[row : row + 1], exact, f"row {row}, {context} keys")
+
+
+@pytest.mark.parametrize("padding", [0, 9])
+@pytest.mark.parametrize("lengths", [[1], [1] * 40, [3, 1, 300, 17, 1], [2000, 1, 256]])
+def test_a_steps_inputs_follow_from_its_plan(lengths: list[int], padding: int, cuda: str) -> None:
+    checks.check_step_inputs(step_inputs.step_inputs, lengths, 16, padding, cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_draws", "vocab_size"), [(500, 63), (500, 1000), (200, 49152), (200, 151936), (60, 262144)]
+)
+def test_draws_match_the_textbook_and_depend_on_nothing_beside_them(
+    num_draws: int, vocab_size: int, dtype: torch.dtype, cuda: str
+) -> None:
+    sampling_checks.check_sample(sample.sample, num_draws, vocab_size, dtype, cuda)
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(cuda: str) -> None:
+    sampling_checks.check_frequencies(sample.sample, 20000, cuda)
+
+
+def test_noise_is_bit_for_bit_that_of_the_reference(cuda: str) -> None:
+    sampling_checks.check_noise_words(triton_noise.noise_words, cuda)

@@ -27,7 +27,7 @@ def outcomes() -> dict[str, str | None]:
     return result
 
 
-@pytest.mark.parametrize("kernel", ["rms_norm", "silu_mul", "rotary", "kv_write", "attention"])
+@pytest.mark.parametrize("kernel", ["rms_norm", "silu_mul", "rotate_and_write", "sample", "step_inputs", "attention"])
 def test_interpreted_kernel_matches_the_formula(kernel: str, outcomes: dict[str, str | None]) -> None:
     of_kernel = {name: error for name, error in outcomes.items() if name.startswith(kernel)}
     assert of_kernel

@@ -133,7 +133,6 @@ def farm_on(redis: Redis, url: str, folder: Path) -> Farm:
         engine="echo",
         shard_lines=16,
         lease_s=1.5,
-        max_num_seqs=64,
     )
     return Farm(backend_on(settings, redis), folder)
 

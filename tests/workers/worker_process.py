@@ -10,18 +10,23 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pressrun.engine.request import Output, Request
+from pressrun.engine.request import Load, Output, Request
 from pressrun.jobs.settings import load_settings
 from pressrun.workers.echo_engine import ByteTokenizer, EchoEngine
 from pressrun.workers.worker import run_with
 
 POISON = b"kill the engine"
+NUM_ROWS = 64
 
 
 class MortalEngine(EchoEngine):
     """Dies of a prompt with `POISON` in it, as a kernel that faults would make it."""
+
+    def load(self) -> Load:
+        """It holds more than it finishes in a step, as a real engine does."""
+        return replace(super().load(), num_rows=NUM_ROWS)
 
     def _answer(self, request: Request) -> Output:
         if POISON in bytes(request.prompt):

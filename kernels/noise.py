@@ -2,7 +2,8 @@
 
 The token with the largest logit plus Gumbel noise is a draw from softmax(logits). Because the noise of a token depends
 on nothing but these three numbers, a draw depends on nothing else in the batch, and any subset of the tokens can be
-looked at alone. All arithmetic is on 32-bit words that wrap around, as a GPU kernel would do it too.
+looked at alone. All arithmetic is on 32-bit words that wrap around; `triton_noise.py` makes the same words on a GPU.
+S draws, K tokens of each.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ def gumbel_noise(seed_S2: Tensor, position_S: Tensor, token_ids: Tensor) -> Tens
 
     `seed_S2` holds the low and the high word of each seed, as int32.
     """
+    return _to_gumbel(noise_words(seed_S2, position_S, token_ids))
+
+
+def noise_words(seed_S2: Tensor, position_S: Tensor, token_ids: Tensor) -> Tensor:
+    """Return the int32 words of shape [S, K] that the noise is made of: every one is equally likely."""
     key_S1 = _mixed(seed_S2[:, 0] + position_S.to(torch.int32) * _GOLDEN).unsqueeze(1)
     late_key_S1 = _mixed(seed_S2[:, 1] ^ key_S1[:, 0]).unsqueeze(1)
     words_SK = (token_ids.to(torch.int32) * _GOLDEN) + key_S1
@@ -30,7 +36,7 @@ def gumbel_noise(seed_S2: Tensor, position_S: Tensor, token_ids: Tensor) -> Tens
     words_SK += late_key_S1
     words_SK *= _SECOND
     words_SK ^= _shifted(words_SK, 16)
-    return _to_gumbel(words_SK)
+    return words_SK
 
 
 def split_seed(seed: int) -> tuple[int, int]:

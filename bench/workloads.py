@@ -1,0 +1,125 @@
+"""Fixed workloads: the same token ids and output lengths for every engine that is measured, on any machine.
+
+Prompts are random token ids from a seeded generator, outputs have fixed lengths, so that all engines do the same work.
+Knows nothing of engines. The order in which the generator is asked is part of a workload: a change there changes all
+that was measured before (tests/bench/test_workloads.py holds their checksums).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SEED = 20261123
+# Token ids below are special in many vocabularies; none above is drawn, so that large vocabularies draw the same.
+LOWEST_TOKEN, HIGHEST_TOKEN = 100, 100_000
+NUM_SHUFFLED_HEADS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One request: its prompt's token ids and how many tokens to generate."""
+
+    prompt: list[int]
+    num_output: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """`num_heads` different beginnings of `num_shared` tokens each are shared among the prompts."""
+
+    name: str
+    items: list[Item]
+    num_heads: int = 1
+    num_shared: int = 0
+
+    @property
+    def num_input(self) -> int:
+        return sum(len(item.prompt) for item in self.items)
+
+    @property
+    def num_output(self) -> int:
+        return sum(item.num_output for item in self.items)
+
+    @property
+    def checksum(self) -> str:
+        """Of all token ids and lengths, in order."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(array("q", [len(item.prompt), item.num_output, *item.prompt]).tobytes())
+        return digest.hexdigest()
+
+
+class Draws:
+    """The generator that a workload is drawn from."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.random = random.Random(SEED)
+        self._end = min(vocab_size, HIGHEST_TOKEN)
+
+    def tokens(self, count: int) -> list[int]:
+        return [self.random.randrange(LOWEST_TOKEN, self._end) for _ in range(count)]
+
+    def length(self, mu: float, sigma: float) -> int:
+        """Log-normal, at least 4 and at most 1024."""
+        return int(min(max(self.random.lognormvariate(mu, sigma), 4), 1024))
+
+
+def uniform(draws: Draws, count: int) -> list[Item]:
+    """A long batch of equal work."""
+    return [Item(draws.tokens(512), 256) for _ in range(count)]
+
+
+def sharegpt(draws: Draws, count: int) -> list[Item]:
+    """Lengths like those of ShareGPT's conversations: about 200 in and out, with long tails."""
+    return [Item(draws.tokens(draws.length(4.7, 1.2)), draws.length(4.8, 1.0)) for _ in range(count)]
+
+
+def prefix(draws: Draws, count: int) -> list[Item]:
+    """One long instruction and many short items: the usual job over a dataset."""
+    head = draws.tokens(1024)
+    return [Item(head + draws.tokens(128), 128) for _ in range(count)]
+
+
+def shuffled_prefix(draws: Draws, count: int) -> list[Item]:
+    """Several long instructions whose items come in random order: what it is worth to bring them together."""
+    heads = [draws.tokens(1024) for _ in range(min(count, NUM_SHUFFLED_HEADS))]
+    items = [Item(heads[i % len(heads)] + draws.tokens(128), 128) for i in range(count)]
+    draws.random.shuffle(items)
+    return items
+
+
+def prefill(draws: Draws, count: int) -> list[Item]:
+    """Classify or extract: long in, very short out."""
+    return [Item(draws.tokens(2048), 8) for _ in range(count)]
+
+
+def mixed(draws: Draws, count: int) -> list[Item]:
+    """The lengths of nano-vllm's published benchmark."""
+    randint = draws.random.randint
+    return [Item(draws.tokens(randint(100, 1024)), randint(100, 1024)) for _ in range(count)]
+
+
+WORKLOADS: dict[str, tuple[Callable[[Draws, int], list[Item]], int]] = {
+    "uniform": (uniform, 1024),
+    "sharegpt": (sharegpt, 2000),
+    "prefix": (prefix, 1024),
+    "prefill": (prefill, 512),
+    "mixed": (mixed, 256),
+}
+
+
+def make_workload(
+    name: str, vocab_size: int, num_requests: int | None = None, *, shuffle_prefix: bool = False
+) -> Workload:
+    """`num_requests` None takes the workload's own number. `shuffle_prefix` changes only the workload prefix."""
+    draw, default = WORKLOADS[name]
+    count, draws = num_requests or default, Draws(vocab_size)
+    if name != "prefix":
+        return Workload(name=name, items=draw(draws, count))
+    num_heads = min(count, NUM_SHUFFLED_HEADS) if shuffle_prefix else 1
+    items = shuffled_prefix(draws, count) if shuffle_prefix else draw(draws, count)
+    return Workload(name=name, items=items, num_heads=num_heads, num_shared=1024)

@@ -1,0 +1,42 @@
+"""Arrays to the device and back without waiting for it: through pinned memory, in the order of the stream.
+
+A plain `.to(device)` or `.cpu()` waits until all that was launched before is done, and an engine that waits cannot plan
+ahead. On a CPU both directions are views.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def upload(array: Array, device: torch.device) -> Tensor:
+    """The array on the device, for what is launched from now on; it may be changed after the call."""
+    if device.type == "cpu":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
+
+
+class Download:
+    """Tensors on their way to the host: `wait` gives them as arrays."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._tensors = tensors
+        if tensors and tensors[0].is_cuda:
+            self._tensors = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
+            for pinned, tensor in zip(self._tensors, tensors, strict=True):
+                pinned.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def wait(self) -> list[Array]:
+        """Block until all that was launched before this download is done."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [tensor.numpy() for tensor in self._tensors]

@@ -1,0 +1,96 @@
+"""Drawing tokens in plain torch: what `kernels/sample.py` means, and what serves on a CPU.
+
+No line pays for what another asks: greedy ones take the largest logit and nothing else, and only filtered ones are
+sorted, as far as needed. S lines of logits, V vocabulary, D draws, n of them that need the same work, K candidates.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..noise import gumbel_noise
+
+if TYPE_CHECKING:
+    from ..sample import SamplingRows
+
+# Filters look at this many of the likeliest tokens first, and at all only where those are not enough.
+NUM_CANDIDATES = 1024
+# Draws whose logits are widened, and whose noise over the whole vocabulary is made, at once.
+GROUP = 64
+
+
+def sample(logits_SV: Tensor, lines_D: Tensor, rows_D: Tensor, positions_D: Tensor, params: SamplingRows) -> Tensor:
+    """Return tokens_D (int64); `kernels/sample.py` says how."""
+    draws_D = params.temperature_R[rows_D] > 0
+    if not bool(draws_D.any()):
+        return _largest(logits_SV, lines_D)
+    filters_D = (params.top_p_R[rows_D] < 1) | (params.top_k_R[rows_D] > 0) | (params.min_p_R[rows_D] > 0)
+    tokens_D = torch.empty(len(lines_D), dtype=torch.int64, device=logits_SV.device)
+    greedy_n = (~draws_D).nonzero()[:, 0]
+    if len(greedy_n):
+        tokens_D[greedy_n] = _largest(logits_SV, lines_D[greedy_n])
+    for chosen_D, pick in ((draws_D & ~filters_D, _pick_from_all), (draws_D & filters_D, _pick_filtered)):
+        for group_n in torch.split(chosen_D.nonzero()[:, 0], GROUP):
+            rows_n = rows_D[group_n]
+            temperature_n1 = params.temperature_R[rows_n].unsqueeze(1)
+            scaled_nV = logits_SV[lines_D[group_n]].float().div_(temperature_n1)
+            tokens_D[group_n] = pick(scaled_nV, rows_n, positions_D[group_n], params)
+    return tokens_D
+
+
+def _largest(logits_SV: Tensor, lines_D: Tensor) -> Tensor:
+    if len(lines_D) == len(logits_SV) and bool((lines_D == torch.arange(len(lines_D), device=lines_D.device)).all()):
+        return logits_SV.argmax(-1)
+    return logits_SV[lines_D].argmax(-1)
+
+
+def _pick_from_all(scaled_nV: Tensor, rows_n: Tensor, positions_n: Tensor, params: SamplingRows) -> Tensor:
+    token_ids_V = torch.arange(scaled_nV.shape[1], dtype=torch.int32, device=scaled_nV.device)
+    return gumbel_noise(params.seed_R2[rows_n], positions_n, token_ids_V).add_(scaled_nV).argmax(-1)
+
+
+def _pick_filtered(
+    scaled_nV: Tensor, rows_n: Tensor, positions_n: Tensor, params: SamplingRows, num_candidates: int | None = None
+) -> Tensor:
+    candidates_nK, ids_nK = scaled_nV.topk(min(num_candidates or NUM_CANDIDATES, scaled_nV.shape[1]))
+    filters = params.top_k_R[rows_n], params.top_p_R[rows_n], params.min_p_R[rows_n]
+    kept_nK, enough_n = kept_candidates(candidates_nK, scaled_nV.logsumexp(-1), *filters)
+    noise_nK = gumbel_noise(params.seed_R2[rows_n], positions_n, ids_nK)
+    picked_n1 = noise_nK.add_(candidates_nK).masked_fill_(~kept_nK, float("-inf")).argmax(-1, keepdim=True)
+    tokens_n = ids_nK.gather(1, picked_n1).squeeze(1)
+    if candidates_nK.shape[1] < scaled_nV.shape[1] and not bool(enough_n.all()):
+        short = ~enough_n
+        tokens_n[short] = _pick_filtered(
+            scaled_nV[short], rows_n[short], positions_n[short], params, scaled_nV.shape[1]
+        )
+    return tokens_n
+
+
+def kept_candidates(
+    candidates_nK: Tensor, total_n: Tensor, top_k_n: Tensor, top_p_n: Tensor, min_p_n: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which of the K largest scaled logits (descending) pass top_k, then top_p of what is left, and min_p.
+
+    `total_n` is the log of the summed exponentials of all logits. Equal candidates pass or fail together. Also says
+    for which rows no token beyond the K could have passed.
+    """
+    num_candidates = candidates_nK.shape[1]
+    limits_k = (top_k_n > 0) & (top_k_n <= num_candidates)
+    last_n1 = (torch.where(limits_k, top_k_n, num_candidates) - 1).unsqueeze(1).long()
+    kept_nK = candidates_nK >= candidates_nK.gather(1, last_n1)
+    left_n = candidates_nK.masked_fill(~kept_nK, float("-inf")).logsumexp(-1)
+    log_total_n = torch.where(limits_k, left_n, total_n)
+    probs_nK = (candidates_nK - log_total_n.unsqueeze(1)).exp_()
+    # The probability of strictly larger candidates: what lies before the first of its equals.
+    above_nK = torch.zeros_like(probs_nK)
+    above_nK[:, 1:] = probs_nK.cumsum(-1)[:, :-1]
+    above_nK[:, 1:].masked_fill_(candidates_nK[:, 1:] == candidates_nK[:, :-1], 0)
+    above_nK = above_nK.cummax(-1).values
+    kept_nK &= (above_nK < top_p_n.unsqueeze(1)) | (top_p_n >= 1).unsqueeze(1)
+    largest_n1 = candidates_nK[:, :1]
+    kept_nK &= candidates_nK - largest_n1 >= min_p_n.log().unsqueeze(1)
+    kept_nK |= candidates_nK == largest_n1
+    return kept_nK, ~kept_nK[:, -1] & (limits_k | (top_k_n <= 0))

@@ -1,0 +1,46 @@
+"""Drawing tokens from logits, each line with the parameters of its row, without a sort.
+
+Knows nothing of requests; the noise of a draw is a hash of its seed and position (`noise.py`), so that a draw depends
+on nothing else in the batch. S lines of logits, V vocabulary, D draws, R rows of parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .reference import sample as reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRows:
+    """Sampling parameters by row, contiguous on the logits' device."""
+
+    temperature_R: Tensor  # float32; 0 takes the likeliest token
+    top_p_R: Tensor  # float32; 1 keeps all
+    min_p_R: Tensor  # float32; 0 keeps all
+    top_k_R: Tensor  # int32; 0 keeps all
+    seed_R2: Tensor  # int32, the low and the high word
+
+
+def sample(logits_SV: Tensor, lines_D: Tensor, rows_D: Tensor, positions_D: Tensor, params: SamplingRows) -> Tensor:
+    """Return tokens_D (int64), drawn from the lines lines_D[d] of the logits for the rows rows_D[d] at positions_D[d].
+
+    At temperature 0 the token of the largest logit, the lowest id among equals. Otherwise logits are divided by the
+    temperature; top_k keeps the largest; top_p keeps of what is left each token with less than that share of the
+    probability above it; min_p keeps tokens with at least that share of the likeliest one's probability. Tokens with
+    equal logits pass or fail together, the likeliest always passes, and -inf is never drawn: a line holds a
+    finite logit. Of the kept ones the
+    largest sum of logit and Gumbel noise is drawn (https://arxiv.org/abs/1611.00712).
+
+    Logits are bfloat16, float16 or float32, with their last dimension contiguous, and remain as they are; a line may
+    be drawn from more than once. On a GPU nothing is read back to the host, so the launch can be captured in a CUDA
+    graph.
+    """
+    if logits_SV.is_cuda:
+        from . import triton_sample
+
+        draw: Callable[..., Tensor] = triton_sample.sample
+    else:
+        draw = reference.sample
+    return draw(logits_SV, lines_D, rows_D, positions_D, params)

@@ -1,0 +1,207 @@
+# mypy: ignore-errors
+"""The Triton kernel behind `kernels/sample.py`: one program draws from one line of logits.
+
+Filters are thresholds, found by search and not by sorting: logits become integers of the same order ("keys"), and each
+pass over the line settles two bits of the smallest key that passes, by how many tokens (top_k), or how much probability
+(top_p), lie above three candidates for it. So a filter costs 8 passes for 16-bit logits and 16 for float32, from the
+second on out of the cache. A greedy draw costs one pass, and so does one without filters.
+V vocabulary, D draws; `_V` marks what a program holds of it at once.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .sample import SamplingRows
+from .triton_noise import draw_keys, gumbel_of, words_of
+
+BLOCK_V = 8192
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _ordered_keys(x):
+    """int32 of the order of the floats x, equal where those are equal: the magnitude's bits with the number's sign."""
+    width: tl.constexpr = x.dtype.primitive_bitwidth
+    bits = x.to(tl.int16 if width == 16 else tl.int32, bitcast=True).to(tl.int32)
+    return tl.where(bits >= 0, bits, -(bits & ((1 << (width - 1)) - 1)))
+
+
+@triton.jit
+def _logits(x_ptr, ids_V, VOCAB_SIZE: tl.constexpr):
+    """Beyond the vocabulary -inf: it has no probability, is never drawn, and lies above no key that could pass."""
+    return tl.load(x_ptr + ids_V, mask=ids_V < VOCAB_SIZE, other=float("-inf"))
+
+
+@triton.jit
+def _best(best_V, ids_V, VOCAB_SIZE: tl.constexpr):
+    """The largest value and its id, the lowest among equals."""
+    best = tl.max(best_V, axis=0)
+    return best, tl.min(tl.where(best_V == best, ids_V, VOCAB_SIZE - 1), axis=0)
+
+
+@triton.jit
+def _largest(x_ptr, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr):
+    best_V = tl.full((BLOCK_V,), float("-inf"), tl.float32)
+    best_ids_V = tl.zeros((BLOCK_V,), tl.int32)
+    for start in range(0, VOCAB_SIZE, BLOCK_V):
+        ids_V = start + tl.arange(0, BLOCK_V)
+        x_V = _logits(x_ptr, ids_V, VOCAB_SIZE).to(tl.float32)
+        best_ids_V = tl.where(x_V > best_V, ids_V, best_ids_V)
+        best_V = tl.maximum(x_V, best_V)
+    return _best(best_V, best_ids_V, VOCAB_SIZE)
+
+
+@triton.jit
+def _largest_with_noise(
+    x_ptr, temperature, threshold, largest, least, key, late_key, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr
+):
+    """Of the tokens whose key reaches the threshold and whose scaled logit, less the largest, reaches the least."""
+    scaled_largest = tl.div_rn(largest, temperature)
+    best_V = tl.full((BLOCK_V,), float("-inf"), tl.float32)
+    best_ids_V = tl.zeros((BLOCK_V,), tl.int32)
+    for start in range(0, VOCAB_SIZE, BLOCK_V):
+        ids_V = start + tl.arange(0, BLOCK_V)
+        x_V = _logits(x_ptr, ids_V, VOCAB_SIZE)
+        scaled_V = tl.div_rn(x_V.to(tl.float32), temperature)
+        score_V = scaled_V + gumbel_of(words_of(ids_V, key, late_key))
+        better_V = (_ordered_keys(x_V) >= threshold) & (scaled_V - scaled_largest >= least) & (score_V > best_V)
+        best_ids_V = tl.where(better_V, ids_V, best_ids_V)
+        best_V = tl.where(better_V, score_V, best_V)
+    return _best(best_V, best_ids_V, VOCAB_SIZE)
+
+
+@triton.jit
+def _mass(x_ptr, threshold, largest, rate, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr):
+    """The probability, relative to the likeliest token's, of the tokens whose key reaches the threshold."""
+    mass_V = tl.zeros((BLOCK_V,), tl.float32)
+    for start in range(0, VOCAB_SIZE, BLOCK_V):
+        x_V = _logits(x_ptr, start + tl.arange(0, BLOCK_V), VOCAB_SIZE)
+        weights_V = tl.exp2((x_V.to(tl.float32) - largest) * rate)
+        mass_V += tl.where(_ordered_keys(x_V) >= threshold, weights_V, 0.0)
+    return tl.sum(mass_V, axis=0)
+
+
+@triton.jit
+def _threshold(
+    x_ptr,
+    limit,
+    largest,
+    rate,
+    BY_MASS: tl.constexpr,
+    KEY_BITS: tl.constexpr,
+    VOCAB_SIZE: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """The smallest key above which lies less than the limit: of the tokens' number, or of their relative probability.
+
+    It is in low ≤ key < low + 4 · width, and each pass takes one quarter of that.
+    """
+    low = tl.full((), -(2 ** (KEY_BITS - 1)), tl.int32)
+    width = tl.full((), 2 ** (KEY_BITS - 2), tl.int32)
+    for _ in range(KEY_BITS // 2):
+        first, second = low + (width - 1), low + (2 * width - 1)
+        third = second + width
+        above_first_V = tl.zeros((BLOCK_V,), tl.float32)
+        above_second_V = tl.zeros((BLOCK_V,), tl.float32)
+        above_third_V = tl.zeros((BLOCK_V,), tl.float32)
+        for start in range(0, VOCAB_SIZE, BLOCK_V):
+            x_V = _logits(x_ptr, start + tl.arange(0, BLOCK_V), VOCAB_SIZE)
+            keys_V = _ordered_keys(x_V)
+            weights_V = tl.full((BLOCK_V,), 1.0, tl.float32)
+            if BY_MASS:
+                weights_V = tl.exp2((x_V.to(tl.float32) - largest) * rate)
+            above_first_V += tl.where(keys_V > first, weights_V, 0.0)
+            above_second_V += tl.where(keys_V > second, weights_V, 0.0)
+            above_third_V += tl.where(keys_V > third, weights_V, 0.0)
+        passed = (tl.sum(above_first_V, axis=0) >= limit).to(tl.int32)
+        passed += (tl.sum(above_second_V, axis=0) >= limit).to(tl.int32)
+        passed += (tl.sum(above_third_V, axis=0) >= limit).to(tl.int32)
+        low += passed * width
+        width = width >> 2
+    return low
+
+
+@triton.jit
+def _sample_kernel(
+    logits_ptr,
+    lines_ptr,
+    rows_ptr,
+    positions_ptr,
+    temperature_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    top_k_ptr,
+    seed_ptr,
+    tokens_ptr,
+    line_stride,
+    KEY_BITS: tl.constexpr,
+    VOCAB_SIZE: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    draw = tl.program_id(0)
+    row = tl.load(rows_ptr + draw).to(tl.int64)
+    x_ptr = logits_ptr + tl.load(lines_ptr + draw).to(tl.int64) * line_stride
+    temperature = tl.load(temperature_ptr + row)
+    if temperature <= 0:
+        _, token = _largest(x_ptr, VOCAB_SIZE, BLOCK_V)
+        tl.store(tokens_ptr + draw, token.to(tl.int64))
+        return
+    top_p, min_p, top_k = tl.load(top_p_ptr + row), tl.load(min_p_ptr + row), tl.load(top_k_ptr + row)
+    limits_k = (top_k > 0) & (top_k < VOCAB_SIZE)
+    threshold = tl.full((), -(2 ** (KEY_BITS - 1)), tl.int32)
+    largest = tl.full((), 0.0, tl.float32)
+    least = tl.full((), float("-inf"), tl.float32)
+    if limits_k | (top_p < 1) | (min_p > 0):
+        largest, _ = _largest(x_ptr, VOCAB_SIZE, BLOCK_V)
+        rate = _LOG2_E / temperature
+        if limits_k:
+            limit = top_k.to(tl.float32)
+            threshold = _threshold(x_ptr, limit, largest, rate, False, KEY_BITS, VOCAB_SIZE, BLOCK_V)
+        if top_p < 1:
+            limit = top_p * _mass(x_ptr, threshold, largest, rate, VOCAB_SIZE, BLOCK_V)
+            of_mass = _threshold(x_ptr, limit, largest, rate, True, KEY_BITS, VOCAB_SIZE, BLOCK_V)
+            threshold = tl.maximum(threshold, of_mass)
+        threshold = tl.minimum(threshold, _ordered_keys(largest.to(logits_ptr.dtype.element_ty)))
+        if min_p > 0:
+            least = tl.minimum(tl.log(min_p), 0.0)
+    key, late_key = draw_keys(seed_ptr + 2 * row, tl.load(positions_ptr + draw))
+    _, token = _largest_with_noise(x_ptr, temperature, threshold, largest, least, key, late_key, VOCAB_SIZE, BLOCK_V)
+    tl.store(tokens_ptr + draw, token.to(tl.int64))
+
+
+def sample(
+    logits_SV: Tensor,
+    lines_D: Tensor,
+    rows_D: Tensor,
+    positions_D: Tensor,
+    params: SamplingRows,
+    *,
+    block_v: int = BLOCK_V,
+) -> Tensor:
+    """Launch the kernel; `kernels/sample.py` says what it computes. A program looks at `block_v` logits at a time."""
+    tokens_D = torch.empty(len(lines_D), dtype=torch.int64, device=logits_SV.device)
+    by_row = (params.temperature_R, params.top_p_R, params.min_p_R, params.top_k_R, params.seed_R2)
+    assert logits_SV.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    assert logits_SV.stride(1) == 1
+    assert all(x.is_contiguous() for x in (lines_D, rows_D, positions_D, *by_row))
+    assert len(lines_D) == len(rows_D) == len(positions_D)
+    if len(lines_D) == 0:
+        return tokens_D
+    vocab_size = logits_SV.shape[1]
+    block_v = min(block_v, triton.next_power_of_2(vocab_size))
+    _sample_kernel[(len(lines_D),)](
+        logits_SV,
+        lines_D,
+        rows_D,
+        positions_D,
+        *by_row,
+        tokens_D,
+        logits_SV.stride(0),
+        KEY_BITS=8 * logits_SV.dtype.itemsize,
+        VOCAB_SIZE=vocab_size,
+        BLOCK_V=block_v,
+        num_warps=max(4, min(16, block_v // 512)),
+    )
+    return tokens_D
