@@ -20,7 +20,8 @@ class EngineConfig:
 
     `model` is a folder with config.json and *.safetensors (with `load_format` "dummy" config.json is enough).
     `max_model_len` None takes the model's own. `max_num_seqs` and `max_num_batched_tokens` None choose by device and
-    by what the pages hold. `num_pages` None sizes the page pool from `kv_cache_gb` (GiB) on a CPU and from
+    by what the pages hold. A page holds `page_size` tokens, on a GPU 16 or a multiple; None chooses by device.
+    `num_pages` None sizes the page pool from `kv_cache_gb` (GiB) on a CPU and from
     `gpu_memory_utilization` (a share of the card's memory) on a GPU. `kv_cache_dtype` "fp8" keeps keys and values as
     float8_e4m3fn: twice the tokens, rounded. `enforce_eager` forbids CUDA graphs, which a CPU has none of.
     `async_scheduling` None plans a step while the one before still runs on a GPU, and one after the other on a CPU,
@@ -35,7 +36,7 @@ class EngineConfig:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
-    page_size: int = 16
+    page_size: int | None = None
     num_pages: int | None = None
     kv_cache_gb: float = 1.0
     gpu_memory_utilization: float = 0.9
@@ -45,8 +46,7 @@ class EngineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.page_size >= 1, f"page_size must be at least 1, not {self.page_size}")
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_pages"):
+        for name in ("page_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "num_pages"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         _require(self.kv_cache_gb > 0, f"kv_cache_gb must be positive, not {self.kv_cache_gb}")

@@ -46,24 +46,26 @@ class Engine:
         kv = make_pages(config, loaded, sizes)
         num_rows = sizes.num_rows
         sampler = Sampler(num_rows, loaded.config.vocab_size, loaded.eos_token_ids, loaded.device)
-        self._rows = Rows(num_rows, loaded.max_model_len, config.page_size)
+        self._rows = Rows(num_rows, loaded.max_model_len, sizes.page_size)
         self._runner = Runner(
             model=loaded.model,
             kv=kv,
             sampler=sampler,
             num_rows=num_rows,
             max_len=loaded.max_model_len,
-            page_size=config.page_size,
+            page_size=sizes.page_size,
             device=loaded.device,
-            enforce_eager=config.enforce_eager,
+            num_graphed_tokens=sizes.num_graphed_tokens,
         )
-        self._runner.warm_up()
+        shares_reading = loaded.device.type == "cuda" and not any(loaded.config.windows)
+        self._runner.warm_up(shares_reading=shares_reading and config.enable_prefix_caching)
         self._scheduler = Scheduler(
             pool=PagePool(len(kv.keys[0])),
             rows=self._rows,
             max_num_batched_tokens=sizes.num_step_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
-            shares_reading=loaded.device.type == "cuda" and not any(loaded.config.windows),
+            shares_reading=shares_reading,
+            min_paced_tokens=sizes.num_paced_tokens,
         )
         self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode)
         self._is_async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
@@ -91,7 +93,6 @@ class Engine:
             self._num_arrivals += 1
             sequence = Sequence(
                 request=request,
-                arrival=self._num_arrivals,
                 seed=self._seed(request),
                 tokens=prompt.astype(np.int32),
             )
@@ -132,7 +133,7 @@ class Engine:
             num_waiting=self._scheduler.num_waiting,
             num_free_pages=pool.num_free,
             num_pages=pool.num_pages,
-            page_size=self._config.page_size,
+            page_size=self._rows.page_size,
             num_preemptions=self._scheduler.num_preemptions,
             num_prompt_tokens=self._scheduler.num_prompt_tokens,
             num_cached_tokens=self._scheduler.num_cached_tokens,
@@ -186,7 +187,7 @@ class Engine:
                 f"the context length of {self.info.max_model_len}"
             )
         # The last token drawn is never computed.
-        pool, page_size = self._scheduler.pool, self._config.page_size
+        pool, page_size = self._scheduler.pool, self._rows.page_size
         if -(-(limit - 1) // page_size) > pool.num_pages:
             return (
                 f"the prompt's {num_prompt} tokens and max_tokens {params.max_tokens} exceed "

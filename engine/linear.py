@@ -108,6 +108,19 @@ class Linear:
     def __call__(self, x_TK: Tensor) -> Tensor:
         return product(x_TK, self.weight_NK, self.bias_N, is_packed=self._packed)
 
+    def added_to(self, residual_TN: Tensor, x_TK: Tensor) -> Tensor:
+        """residual + x · Wᵀ + b, rounded once; on a GPU it takes the residual's place.
+
+        On an H100 with 8192 tokens this spares a pass over both, 2% of a Llama-3.1-8B step (bench/kernels.py).
+        """
+        if self._packed:
+            binary = torch.ops.mkldnn._linear_pointwise.binary
+            out: Tensor = binary(x_TK, residual_TN, self.weight_NK, self.bias_N, "add")
+            return out
+        if self.bias_N is not None:
+            residual_TN = residual_TN.add_(self.bias_N)
+        return residual_TN.addmm_(x_TK, self.weight_NK.T)
+
 
 def packed(weight_NK: Tensor) -> tuple[Tensor, bool]:
     """The weight in oneDNN's blocked layout, and True; the weight as it is, and False, where that does not serve.

@@ -67,13 +67,15 @@ class Sharing:
     def num_spared(self) -> int:
         return sum(level.num_spared for level in self.levels)
 
-    def words(self, page_size: int) -> IntArray:
-        """As attention takes it, of always the same length for so many levels and rows, in tokens instead of pages.
+    def words(self, page_size: int, num_rows: int) -> IntArray:
+        """As attention takes it, in tokens instead of pages, for a step that has other rows behind these.
 
         For each level NUM_SPANS + 1 starts of spans, their NUM_SPANS first shared keys and their end keys; then each
         row's first own key.
         """
-        return np.concatenate([*(level.words(page_size) for level in self.levels), self.own_columns * page_size])
+        own_keys = np.zeros(num_rows, np.int64)
+        own_keys[: len(self.own_columns)] = self.own_columns * page_size
+        return np.concatenate([*(level.words(page_size) for level in self.levels), own_keys])
 
 
 def shared_prefixes(words: Tensor, num_levels: int) -> SharedPrefixes:

@@ -37,7 +37,7 @@ class SamplingParams:
 class Request:
     """One sequence to complete. `n` choices of one prompt are `n` requests, which share its cached pages.
 
-    Lower `priority` runs first; among equals, earlier arrivals. With `stream` every step's tokens are reported,
+    Lower `priority` runs first; equals in rounds (`waiting.py`). With `stream` every step's tokens are reported,
     otherwise only the finished sequence.
     """
 

@@ -37,9 +37,9 @@ class Rows:
         # A new number whenever a row gets an owner, so that a late result is not taken for the next owner's.
         self.tenancy_R = np.full(num_rows, -1, np.int64)
         self._num_tenancies = 0
-        # Who goes first: lower priority numbers, then earlier arrivals.
+        # Who goes first: lower priority numbers, then lower places.
         self.priority_R = np.zeros(num_rows, np.int64)
-        self.arrival_R = np.zeros(num_rows, np.int64)
+        self.place_R = np.zeros(num_rows, np.int64)
         self.heeds_eos_R = np.zeros(num_rows, np.bool_)
         self.may_end_early_R = np.zeros(num_rows, np.bool_)
         self.watched_R = np.zeros(num_rows, np.bool_)
@@ -64,7 +64,7 @@ class Rows:
         self.num_cached_R[row] = self.num_published_R[row] = num_cached_pages
         self.tenancy_R[row] = self._num_tenancies
         self._num_tenancies += 1
-        self.priority_R[row], self.arrival_R[row] = sequence.order
+        self.priority_R[row], self.place_R[row] = sequence.order
         self.heeds_eos_R[row] = not sequence.request.params.ignore_eos
         self.may_end_early_R[row] = sequence.may_end_early
         self.watched_R[row] = sequence.watched

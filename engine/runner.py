@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..kernels.paged_attention import SharedPrefixes
 from ..kernels.step_inputs import StepInputs, step_inputs
 from .graphs import StepGraphs
 from .models.base import KVPages, Model, StepTensors
 from .pages import IntArray
-from .prefixes import shared_prefixes
+from .prefixes import NUM_LEVELS, shared_prefixes
 from .request import TokenLogprob
 from .sampling import Drawing, Drawn, Sampler
 from .scheduler import Plan
@@ -70,34 +69,49 @@ class Runner:
         max_len: int,
         page_size: int,
         device: torch.device,
-        enforce_eager: bool,
+        num_graphed_tokens: int,
     ) -> None:
         self._model, self._kv, self._sampler = model, kv, sampler
-        self._page_size, self._device, self._max_len = page_size, device, max_len
+        self._page_size, self._device = page_size, device
         self._drawn_R = torch.zeros(num_rows, dtype=torch.int32, device=device)
         num_columns = -(-max_len // page_size)
         self._page_table_RN = torch.zeros(num_rows, num_columns, dtype=torch.int32, device=device)
         self._graphs: StepGraphs | None = None
-        if device.type == "cuda" and not enforce_eager:
-            logits_RV = model.new_logits(num_rows)
-            self._graphs = StepGraphs(self._compute, logits_RV, max_len)
+        if num_graphed_tokens:
+            self._graphs = StepGraphs(model.new_logits(num_rows), num_graphed_tokens)
 
     @torch.inference_mode()
-    def warm_up(self) -> None:
-        """Compile, load and capture what the first steps would wait for: decodes of one row, and of as many as fit.
+    def warm_up(self, *, shares_reading: bool) -> None:
+        """Compile, load and capture what steps would wait for later: decodes of every size, alone or sharing prefixes.
 
         Before any page is owned, because it writes to page 0.
         """
         if self._graphs is None:
             return
-        for num_rows in (1, len(self._drawn_R)):
-            zeros, starts = np.zeros(num_rows, np.int64), np.arange(num_rows + 1)
-            sent = _send([zeros, zeros, starts, zeros], self._device)
-            shape = self._graphs.shape(num_rows, 1, 0)
-            for _ in range(2):
-                inputs = self._graphs.inputs(shape, sent[0][:0])
-                self._fill(sent, inputs)
-                self._graphs.run(shape, inputs)
+        # The largest first: the others then find memory enough in the graphs' pool.
+        for size in reversed(self._graphs.sizes):
+            self._warm_up(self._graphs, size, size, 0, num_times=2)
+        self._graphs.drop_slow_sizes()
+        # Few rows and many run different kernels, and so do prefills; which of these shapes are worth capturing, only
+        # work will tell.
+        fewest, most = self._graphs.sizes[0], self._graphs.sizes[-1]
+        for num_levels in range(1 + NUM_LEVELS * shares_reading):
+            self._warm_up(self._graphs, fewest, fewest, num_levels, num_times=1)
+            self._warm_up(self._graphs, most, most, num_levels, num_times=1)
+            self._warm_up(self._graphs, 2, 1, num_levels, num_times=1)
+
+    def _warm_up(self, graphs: StepGraphs, num_tokens: int, num_rows: int, num_levels: int, *, num_times: int) -> None:
+        """Run a step whose first row has all tokens that are left after one for each other row."""
+        starts = np.append(0, np.arange(num_tokens - num_rows + 1, num_tokens + 1))
+        rows, token_ids = np.zeros(num_rows, np.int64), np.zeros(num_tokens, np.int64)
+        sent = _send([rows, rows, starts, token_ids], self._device)
+        shape = graphs.exact(num_tokens, num_rows, num_levels)
+        if shape is None:
+            return
+        for _ in range(num_times):
+            inputs = graphs.inputs(shape, sent[0][:0])
+            self._fill(sent, inputs)
+            graphs.run(shape, inputs, self._compute)
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:
@@ -106,7 +120,7 @@ class Runner:
         lines_D = np.flatnonzero(plan.draws)
         rows_D, ends_D = plan.rows[lines_D], (plan.starts + plan.lengths)[lines_D]
         step = [plan.rows, plan.starts, np.append(0, np.cumsum(plan.lengths)), plan.token_ids]
-        shared = np.zeros(0, np.int64) if plan.sharing is None else plan.sharing.words(self._page_size)
+        shared = np.zeros(0, np.int64) if plan.sharing is None else plan.sharing.words(self._page_size, len(plan.rows))
         changes = [plan.table_rows, plan.table_columns, plan.table_pages]
         sent = _send([*step, shared, *changes, lines_D, rows_D, ends_D], self._device)
         if len(plan.table_rows):
@@ -130,18 +144,13 @@ class Runner:
         """logits_SV of every row's last token, padded rows behind them."""
         num_rows, num_tokens = len(plan.rows), len(plan.token_ids)
         num_levels = 0 if plan.sharing is None else len(plan.sharing.levels)
-        max_query_len, max_context_len = int(plan.lengths.max()), int((plan.starts + plan.lengths).max())
-        if self._graphs is not None and max_query_len == 1:
-            shape = self._graphs.shape(num_rows, max_context_len, num_levels)
+        if self._graphs is not None and (shape := self._graphs.shape(num_tokens, num_rows, num_levels)) is not None:
             inputs = self._graphs.inputs(shape, shared)
             self._fill(sent, inputs)
-            return self._graphs.run(shape, inputs)
+            return self._graphs.run(shape, inputs, self._compute)
         inputs = StepInputs.empty(num_tokens, num_rows, self._device)
         self._fill(sent, inputs)
-        if plan.sharing is not None:
-            # Rows without a part in it come last, and attend to all of their keys alone.
-            shared = pad(shared, (0, num_rows - len(plan.sharing.own_columns)))
-        return self._compute(inputs, shared_prefixes(shared, num_levels), max_query_len, max_context_len)
+        return self._compute(inputs, shared_prefixes(shared, num_levels), int(plan.lengths.max()))
 
     def _fill(self, sent: Sequence[Tensor], inputs: StepInputs) -> None:
         rows_S, starts_S, query_starts_S1, given_ids_T = sent
@@ -160,8 +169,7 @@ class Runner:
         self,
         inputs: StepInputs,
         shared: SharedPrefixes,
-        max_query_len: int,
-        max_context_len: int,
+        max_query_len: int | None,
         out: Tensor | None = None,
     ) -> Tensor:
         step = StepTensors(
@@ -173,14 +181,20 @@ class Runner:
             context_lens=inputs.context_lens_Q,
             last=inputs.last_Q,
             max_query_len=max_query_len,
-            max_context_len=max_context_len,
             shared=shared if shared.levels else None,
         )
         return self._model.logits(self._model.forward(inputs.token_ids_P, step, self._kv), out)
 
 
 def _send(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> Sequence[Tensor]:
-    """The arrays as int32 on the device, by one copy."""
-    words = upload(np.concatenate(arrays).astype(np.int32), device)
-    bounds = np.cumsum([len(array) for array in arrays])[:-1].tolist()
-    return words.tensor_split(bounds)
+    """The arrays as int32 on the device, by one copy.
+
+    Each begins at a multiple of 16 bytes, because Triton compiles a kernel anew for pointers that do not.
+    """
+    sizes = [-(-len(array) // 4) * 4 for array in arrays]
+    starts = np.cumsum([0, *sizes]).tolist()
+    words = np.zeros(starts[-1], np.int32)
+    for array, start in zip(arrays, starts, strict=False):
+        words[start : start + len(array)] = array
+    sent = upload(words, device)
+    return [sent[start : start + len(array)] for array, start in zip(arrays, starts, strict=False)]

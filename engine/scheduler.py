@@ -1,8 +1,8 @@
 """Who computes how many tokens in the next step.
 
 There is one kind of step: every running sequence has tokens not yet computed (a whole prompt, the rest of one, or the
-token drawn last) and is given some of them out of one budget, in order of priority, then arrival. A sequence that
-reaches its last token draws the next one. When pages run out, the last in that order is preempted: it gives up row and
+token drawn last) and is given some of them out of one budget, in the order of `waiting.py`. A sequence that reaches
+its last token draws the next one. When pages run out, the last in that order is preempted: it gives up row and
 pages, and starts again later with its generated tokens as part of its prompt.
 
 A plan is a promise: its tokens count as computed at once, so that the next step can be planned while this one runs.
@@ -17,18 +17,19 @@ Knows nothing of tensors, of how tokens are drawn or of why sequences end.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .forecast import LengthForecast, Outlook
+from .forecast import FloatArray, LengthForecast, Outlook
+from .pacing import paced_tokens
 from .pages import IntArray, Match, PagePool, page_hash
 from .prefixes import Sharing, find_sharing
 from .rows import Rows
 from .sequence import Sequence
+from .waiting import Waiting
 
 # Reading so many tokens' keys and values takes longer than arranging for it that they need not be read.
 MIN_SPARED_TOKENS = 16384
@@ -73,16 +74,18 @@ class Scheduler:
         max_num_batched_tokens: int,
         enable_prefix_caching: bool,
         shares_reading: bool = False,
+        min_paced_tokens: int | None = None,
     ) -> None:
         self.pool = pool
         self.rows = rows
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_tokens = self.num_generated_tokens = 0
         self._budget = max_num_batched_tokens
+        self._min_paced_tokens = min_paced_tokens or max_num_batched_tokens
         self._caching = enable_prefix_caching
         self._shares = shares_reading and enable_prefix_caching
         self.min_spared_tokens = MIN_SPARED_TOKENS
-        self._waiting: list[tuple[tuple[int, int], Sequence]] = []
+        self._waiting = Waiting(rows.page_size, self._expected)
         self._running_S = np.zeros(0, np.int64)  # rows, in order
         # Names of pages that running sequences are about to fill, with those sequences' priorities.
         self._coming: dict[bytes, int] = {}
@@ -98,15 +101,14 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         self._name_pages(sequence, sequence.tokens)
-        heapq.heappush(self._waiting, (sequence.order, sequence))
+        self._waiting.add(sequence)
 
     def close(self, sequences: Iterable[Sequence], *, ended: bool = True) -> None:
         """Forget sequences, running or waiting; their pages are released. Those that `ended` teach the forecast."""
         gone = set(sequences)
         running = [sequence for sequence in gone if sequence.row is not None]
         if len(running) < len(gone):
-            self._waiting = [entry for entry in self._waiting if entry[1] not in gone]
-            heapq.heapify(self._waiting)
+            self._waiting.remove(gone)
         rows = np.array([self._leave(sequence) for sequence in running], np.int64)
         self._running_S = self._running_S[~np.isin(self._running_S, rows)]
         if ended:
@@ -115,8 +117,9 @@ class Scheduler:
     def schedule(self) -> Plan | None:
         """Plan the next step, or None if there is nothing to compute before results come back, or at all."""
         rows = self.rows
-        admitted = self._admit()
-        given_S, grown = self._give()
+        budget = self._step_budget()
+        admitted = self._admit(budget)
+        given_S, grown = self._give(budget)
         taking = given_S > 0
         if not taking.any():
             return None
@@ -164,18 +167,17 @@ class Scheduler:
         assert (self.rows.num_computed_R[live] <= capacity).all(), "computed tokens lie outside of owned pages"
         self.pool.check(self.rows.pages(row).astype(np.int64) for row in live)
 
-    def _admit(self) -> list[Sequence]:
+    def _admit(self, budget: int) -> list[Sequence]:
         """Give rows and pages to waiting sequences, in order, preempting those of lower priority if need be."""
         admitted: list[Sequence] = []
-        held_back: list[tuple[tuple[int, int], Sequence]] = []
+        held_back: list[Sequence] = []
         outlook = self._outlook() if self._waiting else None
-        while outlook is not None and self._waiting:
-            sequence = self._waiting[0][1]
-            if self._num_wanted_before(sequence) >= self._budget:
+        while outlook is not None and (sequence := self._waiting.first()) is not None:
+            if self._num_wanted_before(sequence) >= budget:
                 break
             match = self._match(sequence)
             if self._is_coming(sequence, len(match.pages)):
-                held_back.append(heapq.heappop(self._waiting))
+                held_back.append(self._waiting.pop())
                 continue
             growth = self._growth(sequence, match)
             if not self._fits(sequence, match, outlook, growth):
@@ -184,15 +186,15 @@ class Scheduler:
                 self._preempt_last()
                 outlook = self._outlook()
                 continue
-            heapq.heappop(self._waiting)
+            self._waiting.pop()
             outlook.add(*growth)
             self._enter(sequence, match)
             admitted.append(sequence)
-        for entry in held_back:
-            heapq.heappush(self._waiting, entry)
+        for sequence in held_back:
+            self._waiting.put_back(sequence)
         return admitted
 
-    def _give(self) -> tuple[IntArray, tuple[IntArray, IntArray]]:
+    def _give(self, budget: int) -> tuple[IntArray, tuple[IntArray, IntArray]]:
         """Share the budget out in order; own the pages that it fills.
 
         Returns the tokens given to each running row, and which (rows, columns) of the page table were added.
@@ -200,7 +202,7 @@ class Scheduler:
         rows, running_S = self.rows, self._running_S
         wanted_S = self._wanted(running_S)
         ahead_S = np.cumsum(wanted_S) - wanted_S
-        given_S = np.clip(self._budget - ahead_S, 0, wanted_S)
+        given_S = np.clip(budget - ahead_S, 0, wanted_S)
         ends_S = rows.num_computed_R[running_S] + given_S
         new_S = np.maximum(-(-ends_S // rows.page_size) - rows.num_pages_R[running_S], 0)
         # Preempting the last leaves what those before it were given as it is.
@@ -238,15 +240,35 @@ class Scheduler:
             return None, np.arange(len(rows_S))
         return sharing, np.concatenate([one[sharing.order], np.flatnonzero(lengths_S != 1)])
 
+    def _step_budget(self) -> int:
+        """The most tokens of the next step."""
+        ahead = self._waiting.ahead() if self._min_paced_tokens < self._budget and self.num_running else None
+        if ahead is None:
+            return self._budget
+        num_wanted = int(self._wanted(self._running_S).sum())
+        return paced_tokens(ahead, self._remaining(), num_wanted, least=self._min_paced_tokens, most=self._budget)
+
+    def _remaining(self) -> FloatArray:
+        """The tokens that running sequences will probably still generate."""
+        rows, running_S = self.rows, self._running_S
+        num_tokens_S = rows.num_tokens_R[running_S]
+        generated_S, most_S = num_tokens_S - rows.num_prompt_R[running_S], rows.limit_R[running_S] - num_tokens_S
+        return self.forecast.remaining(generated_S, most_S, rows.may_end_early_R[running_S])
+
+    def _expected(self, sequences: list[Sequence]) -> FloatArray:
+        """The tokens that waiting sequences will probably still generate."""
+        counts = [(len(s.tokens), s.num_prompt, s.limit) for s in sequences]
+        num_tokens, num_prompt, limit = np.array(counts, np.int64).reshape(-1, 3).T
+        may_end_early = np.array([s.may_end_early for s in sequences], np.bool_)
+        return self.forecast.remaining(num_tokens - num_prompt, limit - num_tokens, may_end_early)
+
     def _outlook(self) -> Outlook:
         """What the running sequences will need, if they go on as others have."""
         rows, running_S = self.rows, self._running_S
         num_tokens_S, num_cached_S = rows.num_tokens_R[running_S], rows.num_cached_R[running_S]
-        most_S = rows.limit_R[running_S] - num_tokens_S
-        generated_S = num_tokens_S - rows.num_prompt_R[running_S]
         num_own = int((rows.num_pages_R[running_S] - num_cached_S).sum())
         return Outlook(
-            self.forecast.remaining(generated_S, most_S, rows.may_end_early_R[running_S]),
+            self._remaining(),
             num_tokens_S / rows.page_size - num_cached_S + HALF_A_PAGE,
             shared_pages=self.pool.num_pages - self.pool.num_free - num_own,
             page_size=rows.page_size,
@@ -254,10 +276,8 @@ class Scheduler:
 
     def _growth(self, sequence: Sequence, match: Match) -> tuple[float, float, int]:
         """A waiting sequence's entry in the outlook."""
-        num_tokens = len(sequence.tokens)
-        generated, most = np.array([num_tokens - sequence.num_prompt]), np.array([sequence.limit - num_tokens])
-        remaining = float(self.forecast.remaining(generated, most, np.array([sequence.may_end_early]))[0])
-        own_pages = num_tokens / self.rows.page_size - len(match.pages) + HALF_A_PAGE
+        remaining = float(self._expected([sequence])[0])
+        own_pages = len(sequence.tokens) / self.rows.page_size - len(match.pages) + HALF_A_PAGE
         return remaining, own_pages, match.num_unowned
 
     def _match(self, sequence: Sequence) -> Match:
@@ -309,7 +329,7 @@ class Scheduler:
         is_last = not self.num_running or self.rows.sequence(int(self._running_S[-1])).order < sequence.order
         self._running_S = np.append(self._running_S, row)
         if not is_last:
-            keys = (self.rows.arrival_R[self._running_S], self.rows.priority_R[self._running_S])
+            keys = (self.rows.place_R[self._running_S], self.rows.priority_R[self._running_S])
             self._running_S = self._running_S[np.lexsort(keys)]
 
     def _preempt_last(self) -> None:
@@ -317,7 +337,7 @@ class Scheduler:
         self._running_S = self._running_S[:-1]
         self._leave(sequence)
         self._name_pages(sequence, sequence.tokens)
-        heapq.heappush(self._waiting, (sequence.order, sequence))
+        self._waiting.put_back(sequence)
         self.num_preemptions += 1
 
     def _leave(self, sequence: Sequence) -> int:

@@ -20,14 +20,14 @@ class Sequence:
 
     `tokens` is the prompt, after a preemption with the tokens generated until then behind it; while the sequence
     has a row, the row's token ids are the truth. `page_hashes` names its full pages in order. `seed` is the
-    request's, or the engine's choice for it.
+    request's, or the engine's choice for it. `place` is where it stands among those of its priority, once known.
     """
 
     request: Request
-    arrival: int
     seed: int
     tokens: npt.NDArray[np.int32]
     row: int | None = None
+    place: int = -1
     page_hashes: list[bytes] = field(default_factory=list)
     num_cached_tokens: int | None = None
     num_reported: int = 0
@@ -35,8 +35,8 @@ class Sequence:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Who goes first: lower priority numbers, then earlier arrivals."""
-        return (self.request.priority, self.arrival)
+        """Who goes first: lower priority numbers, then lower places."""
+        return (self.request.priority, self.place)
 
     @property
     def num_prompt(self) -> int:

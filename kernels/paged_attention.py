@@ -52,7 +52,6 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     max_query_len: int | None = None,
-    max_context_len: int | None = None,
     rows_S: Tensor | None = None,
     shared: SharedPrefixes | None = None,
 ) -> Tensor:
@@ -68,9 +67,8 @@ def paged_attention(
     torch.float8_e4m3fn, whose values are taken as they are. What is `shared` changes no result, only the work.
 
     On a GPU nothing is read back to the host, so the launch can be captured in a CUDA graph, and the contents of all
-    tensors changed between replays. Two hints, which must
-    hold for the values on the device (in a graph: at every replay), save work there: `max_query_len` ≥ the longest
-    row of queries (1: decodes only), `max_context_len` ≥ the longest context (default: what the table can hold).
+    tensors changed between replays. A hint, which must hold for the values on the device (in a graph: at every replay),
+    saves work there: `max_query_len` ≥ the longest row of queries (1: decodes only).
     """
     if q_THD.is_cuda:
         from . import triton_paged_attention
@@ -88,7 +86,6 @@ def paged_attention(
         scale=scale,
         window=window,
         max_query_len=max_query_len,
-        max_context_len=max_context_len,
         rows_S=rows_S,
         shared=shared,
     )

@@ -15,7 +15,7 @@ import triton.language as tl
 from .triton_attention_tile import attend, load_queries, merge_part, no_keys, store_out, store_part
 
 
-@triton.jit(do_not_specialize=["window", "num_splits", "num_shared"])
+@triton.jit(do_not_specialize=["window", "num_splits", "min_split_keys", "num_shared"])
 def short_kernel(
     q_ptr,
     k_pages_ptr,
@@ -33,6 +33,7 @@ def short_kernel(
     scale_log2,
     window,
     num_splits,
+    min_split_keys,
     num_shared,
     q_token_stride,
     q_head_stride,
@@ -96,7 +97,9 @@ def short_kernel(
                 shared_ptr, shared_lse_ptr, part_lines_M, out_MD, top_M, sum_M, live_M, HEAD_SIZE, BLOCK_D
             )
     if SPLIT:
-        span = tl.cdiv(tl.cdiv(context - first_key, BLOCK_K), num_splits) * BLOCK_K
+        # Short contexts have fewer parts: the last ones are without keys then.
+        span = tl.maximum(tl.cdiv(context - first_key, num_splits), min_split_keys)
+        span = tl.cdiv(span, BLOCK_K) * BLOCK_K
         first_key = first_key + tl.program_id(1) * span
         end_key = tl.minimum(first_key + span, context)
     out_MD, top_M, sum_M = attend(

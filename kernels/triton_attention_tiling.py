@@ -5,14 +5,15 @@ Knows nothing of pages' contents: every choice is made from shapes, so that laun
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
 
 # A short row's keys are shared out until the grid has this many programs for each multiprocessor …
 PROGRAMS_PER_PROCESSOR = 16
-# … but no program is given fewer keys than this, at the longest context.
-MIN_SPLIT_KEYS = 512
+# … but no program is given fewer keys than this, unless its row has no more.
+MIN_SPLIT_KEYS = 256
 # Each part of a shared prefix costs a float32 result for every row.
 MAX_SHARED_PARTS = 8
 
@@ -29,6 +30,7 @@ class Tiling:
     tma: bool = False
 
 
+@cache
 def short_tiling(repeats: int, block_d: int, pages_dtype: torch.dtype) -> Tiling:
     """Tensor cores want 16 lines; 64 keys of 128 in bfloat16, 16 KiB, keep enough loads in flight.
 
@@ -40,6 +42,7 @@ def short_tiling(repeats: int, block_d: int, pages_dtype: torch.dtype) -> Tiling
     return Tiling(block_m=block_m, block_k=block_k, num_warps=2 if pages_dtype.itemsize == 1 else 4, num_stages=3)
 
 
+@cache
 def long_tiling(repeats: int, block_d: int, dtype: torch.dtype) -> Tiling:
     """The smallest tile for one group of four warps, so that one program's exponentials run beside another's products.
 
@@ -54,15 +57,15 @@ def long_tiling(repeats: int, block_d: int, dtype: torch.dtype) -> Tiling:
 
 def num_splits(programs: int, longest_context: int, device: torch.device) -> int:
     """Into how many parts each short row's keys are cut, from what the host knows without asking the device."""
-    if device.type != "cuda":
-        return 1
-    wanted = PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+    wanted = PROGRAMS_PER_PROCESSOR * _num_processors(device)
     return max(1, min(wanted // programs, longest_context // MIN_SPLIT_KEYS))
 
 
 def num_shared_parts(programs: int, longest_context: int, device: torch.device) -> int:
     """Into how many parts a shared prefix's keys are cut where all rows are in full tiles of one group."""
-    if device.type != "cuda":
-        return 1
-    wanted = torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, min(wanted // programs, longest_context // MIN_SPLIT_KEYS, MAX_SHARED_PARTS))
+    return max(1, min(_num_processors(device) // programs, longest_context // MIN_SPLIT_KEYS, MAX_SHARED_PARTS))
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0

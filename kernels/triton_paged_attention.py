@@ -37,7 +37,6 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     max_query_len: int | None = None,
-    max_context_len: int | None = None,
     rows_S: Tensor | None = None,
     shared: SharedPrefixes | None = None,
     num_splits: int | None = None,
@@ -46,7 +45,7 @@ def paged_attention(
     """Launch the kernels; `kernels/paged_attention.py` says what they compute.
 
     For tests and measurements, `num_splits` and `num_shared_parts` fix into how many parts a short row's own keys and
-    a shared prefix's are cut.
+    a shared prefix's are cut, however few they are.
     """
     (num_tokens, num_heads, head_size), (_, num_kv_heads, page_size, _) = q_THD.shape, k_pages_PGBD.shape
     num_rows, repeats = context_lens_S.shape[0], num_heads // num_kv_heads
@@ -81,7 +80,7 @@ def paged_attention(
         window=window,
         num_rows=num_rows,
         num_kv_heads=num_kv_heads,
-        longest_context=page_table_RN.shape[1] * page_size if max_context_len is None else max_context_len,
+        longest_context=page_table_RN.shape[1] * page_size,
         constants={
             "NUM_KV_HEADS": num_kv_heads,
             "REPEATS": repeats,
@@ -180,8 +179,10 @@ def _launch_short(
     shared_parts: _SharedParts | None,
 ) -> None:
     out_THD, num_programs = call.out, call.num_rows * call.num_kv_heads
+    min_split_keys = 1
     if num_splits is None:
         num_splits = tilings.num_splits(num_programs, call.longest_context, out_THD.device)
+        min_split_keys = tilings.MIN_SPLIT_KEYS
     parts = parts_lse = None
     if num_splits > 1:
         parts_lse = out_THD.new_empty(num_splits, num_programs, tiling.block_m, dtype=torch.float32)
@@ -197,6 +198,7 @@ def _launch_short(
         call.scale_log2,
         call.window or 0,
         num_splits,
+        min_split_keys,
         0 if shared_parts is None else shared_parts.lse.shape[0],
         *call.strides,
         **call.options(tiling),

@@ -16,28 +16,19 @@ MIN_PROGRAM_ELEMENTS = 2048
 @triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
     x_ptr,
-    residual_ptr,
     weight_ptr,
     y_ptr,
-    sum_ptr,
     num_rows,
     x_stride,
-    residual_stride,
     eps,
     SIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
-    ADD: tl.constexpr,
 ):
     rows_T1 = (tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
     columns_1E = tl.arange(0, BLOCK_E)[None, :]
     mask = (rows_T1 < num_rows) & (columns_1E < SIZE)
     x_TE = tl.load(x_ptr + rows_T1 * x_stride + columns_1E, mask=mask, other=0.0).to(tl.float32)
-    if ADD:
-        residual_TE = tl.load(residual_ptr + rows_T1 * residual_stride + columns_1E, mask=mask, other=0.0)
-        rounded_TE = (x_TE + residual_TE.to(tl.float32)).to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + rows_T1 * SIZE + columns_1E, rounded_TE, mask=mask)
-        x_TE = rounded_TE.to(tl.float32)
     weight_1E = tl.load(weight_ptr + columns_1E, mask=columns_1E < SIZE, other=0.0).to(tl.float32)
     inverse_T = tl.rsqrt(tl.sum(x_TE * x_TE, axis=1) / SIZE + eps)
     y_TE = x_TE * inverse_T[:, None] * weight_1E
@@ -46,55 +37,26 @@ def _rms_norm_kernel(
 
 def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     """Launch the kernel; `kernels/rms_norm.py` says what it computes."""
-    y_TE = x_TE.new_empty(x_TE.shape)
-    _launch(x_TE, None, weight_E, eps, y_TE, None)
-    return y_TE
-
-
-def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Launch the kernel with the residual sum; `kernels/rms_norm.py` says what it computes."""
-    assert x_TE.shape == residual_TE.shape
-    y_TE, sum_TE = x_TE.new_empty(x_TE.shape), x_TE.new_empty(x_TE.shape)
-    _launch(x_TE, residual_TE, weight_E, eps, y_TE, sum_TE)
-    return y_TE, sum_TE
-
-
-def _launch(
-    x_TE: Tensor,
-    residual_TE: Tensor | None,
-    weight_E: Tensor,
-    eps: float,
-    y_TE: Tensor,
-    sum_TE: Tensor | None,
-) -> None:
     size = x_TE.shape[-1]
     assert weight_E.shape == (size,)
     assert x_TE.dtype != torch.float64, "the kernel computes in float32"
+    y_TE = x_TE.new_empty(x_TE.shape)
     if x_TE.numel() == 0:
-        return
-    x_TE = _as_rows(x_TE)
-    residual_TE = None if residual_TE is None else _as_rows(residual_TE)
+        return y_TE
+    rows = x_TE.reshape(-1, size)
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
     block_e = triton.next_power_of_2(size)
     block_t = max(1, MIN_PROGRAM_ELEMENTS // block_e)
-    _rms_norm_kernel[(triton.cdiv(x_TE.shape[0], block_t),)](
-        x_TE,
-        residual_TE,
+    _rms_norm_kernel[(triton.cdiv(rows.shape[0], block_t),)](
+        rows,
         weight_E.contiguous(),
         y_TE,
-        sum_TE,
-        x_TE.shape[0],
-        x_TE.stride(0),
-        0 if residual_TE is None else residual_TE.stride(0),
+        rows.shape[0],
+        rows.stride(0),
         eps,
         SIZE=size,
         BLOCK_T=block_t,
         BLOCK_E=block_e,
-        ADD=residual_TE is not None,
         num_warps=min(16, max(4, block_e // 512)),
     )
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """View (or copy, where no view will do) all leading dimensions as one, the last one contiguous."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+    return y_TE

@@ -28,8 +28,7 @@ class StepTensors:
     query_starts: Tensor  # [S + 1]
     context_lens: Tensor  # [S]
     last: Tensor  # [S] each row's last token
-    max_query_len: int
-    max_context_len: int
+    max_query_len: int | None  # of any row; None: it may be any
     shared: SharedPrefixes | None
 
 
@@ -101,7 +100,6 @@ def attend(
         scale=q_THD.shape[-1] ** -0.5,
         window=window,
         max_query_len=step.max_query_len,
-        max_context_len=step.max_context_len,
         rows_S=step.rows,
         shared=step.shared,
     )

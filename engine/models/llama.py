@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels.rms_norm import add_rms_norm, rms_norm
+from ...kernels.rms_norm import rms_norm
 from ...kernels.silu_mul import silu_mul
 from ..errors import ModelUnsupported
 from ..linear import Linear, Making, Slot, packed, product
@@ -210,9 +210,10 @@ class _Layer:
 
     def feed_forward(self, attended: Tensor, residual_TE: Tensor, next_norm_E: Tensor) -> tuple[Tensor, Tensor]:
         """The rest of the layer; returns (the next layer's normalised input, the residual stream)."""
-        x_TE, residual_TE = add_rms_norm(self.output(attended), residual_TE, self.post_norm_E, self._eps)
-        mlp_TE = self.down(silu_mul(self.gate_up(x_TE)))
-        return add_rms_norm(mlp_TE, residual_TE, next_norm_E, self._eps)
+        residual_TE = self.output.added_to(residual_TE, attended)
+        x_TE = rms_norm(residual_TE, self.post_norm_E, self._eps)
+        residual_TE = self.down.added_to(residual_TE, silu_mul(self.gate_up(x_TE)))
+        return rms_norm(residual_TE, next_norm_E, self._eps), residual_TE
 
 
 def _windows(config: Mapping[str, Any], traits: Traits) -> tuple[int | None, ...]:

@@ -36,13 +36,12 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     max_query_len: int | None = None,
-    max_context_len: int | None = None,
     rows_S: Tensor | None = None,
     shared: SharedPrefixes | None = None,
 ) -> Tensor:
     """Return out_THD; `kernels/paged_attention.py` says what each argument is.
 
-    The two hints are not needed here, and what is `shared` changes no result, so it is not looked at.
+    The hint is not needed here, and what is `shared` changes no result, so it is not looked at.
     """
     starts, contexts = query_starts_S1.tolist(), context_lens_S.tolist()
     lines = range(len(contexts)) if rows_S is None else rows_S.tolist()

@@ -17,12 +17,3 @@ def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     x = x_TE.to(wide)
     inverse = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     return (x * inverse).mul_(weight_E.to(wide)).to(x_TE.dtype)
-
-
-def add_rms_norm(x_TE: Tensor, residual_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return (rms_norm(sum), sum) with sum = x + residual.
-
-    The sum is rounded to x's dtype before it is normalised, so that what is normalised is what is handed on.
-    """
-    sum_TE = x_TE + residual_TE
-    return rms_norm(sum_TE, weight_E, eps), sum_TE

@@ -41,9 +41,12 @@ def theirs(model: Any, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
     return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits).float().log_softmax(-1).cpu()
 
 
-def ours(make_engine: Callable[..., Any], model: Path, prompts: list[list[int]], ask: Any, dtype: str) -> list[Output]:
+def ours(
+    make_engine: Callable[..., Any], model: Path, prompts: list[list[int]], ask: Any, dtype: str, page_size: int
+) -> list[Output]:
     """All prompts at once, under a pool that is too small for them."""
-    engine = make_engine(model, dtype=dtype, device="cuda", crowded=True, num_pages=100, max_num_batched_tokens=300)
+    sizes = {"num_pages": 1600 // page_size, "page_size": page_size, "max_num_batched_tokens": 300}
+    engine = make_engine(model, dtype=dtype, device="cuda", crowded=True, **sizes)
     requests: list[Request] = [
         ask(prompt, id=str(i), max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS, logprobs=NUM_TOP)
         for i, prompt in enumerate(prompts)
@@ -53,14 +56,14 @@ def ours(make_engine: Callable[..., Any], model: Path, prompts: list[list[int]],
     return [outputs[request.id] for request in requests]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "page_size"), [("float32", 16), ("bfloat16", 16), ("bfloat16", 64)])
 def test_greedy_answers_agree_with_transformers(
-    smollm2: Path, humaneval: list[str], make_engine: Callable[..., Any], ask: Any, dtype: str
+    smollm2: Path, humaneval: list[str], make_engine: Callable[..., Any], ask: Any, dtype: str, page_size: int
 ) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
     prompts = [tokenizer.encode(text) for text in humaneval[:NUM_PROMPTS]]
     model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=getattr(torch, dtype)).cuda().eval()
-    outputs = ours(make_engine, smollm2, prompts, ask, dtype)
+    outputs = ours(make_engine, smollm2, prompts, ask, dtype, page_size)
     num_equal = 0
     for prompt, output in zip(prompts, outputs, strict=True):
         their_tokens, their_logprobs = theirs(model, prompt)
@@ -81,7 +84,8 @@ def test_smollm2_answers_a_question(smollm2: Path, make_engine: Callable[..., An
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    output = make_engine(smollm2, dtype="bfloat16", device="cuda").finish([ask(list(prompt), max_tokens=32)])["a"]
+    # In float32, because bfloat16's rounding is more than the lead of the first token of this answer.
+    output = make_engine(smollm2, device="cuda").finish([ask(list(prompt), max_tokens=32)])["a"]
     answer = tokenizer.decode(output.token_ids, skip_special_tokens=True)
     print(answer)
     assert "Paris" in answer

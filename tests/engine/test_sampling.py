@@ -26,7 +26,7 @@ def rows_of(sampler: Sampler, params: list[dict[str, Any]], tokens: list[int], n
     for i, fields in enumerate(params):
         fields = {"max_tokens": 99, "seed": i, **fields}
         request = Request(id=str(i), prompt=tokens[:num_prompt], params=SamplingParams(**fields))
-        made = sequence.Sequence(request=request, arrival=i, seed=fields["seed"], tokens=np.array(tokens, np.int32))
+        made = sequence.Sequence(request=request, seed=fields["seed"], tokens=np.array(tokens, np.int32))
         made.row = len(params) - 1 - i
         sequences.append(made)
     sampler.open(sequences)

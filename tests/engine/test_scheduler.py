@@ -32,6 +32,7 @@ class World:
         max_len: int = 64,
         crowded: bool = False,
         ahead: bool = False,
+        min_paced_tokens: int | None = None,
     ) -> None:
         self.rows = Rows(num_rows, max_len, PAGE_SIZE)
         self.scheduler = Scheduler(
@@ -40,6 +41,7 @@ class World:
             max_num_batched_tokens=budget,
             enable_prefix_caching=caching,
             shares_reading=True,
+            min_paced_tokens=min_paced_tokens,
         )
         self.scheduler.min_spared_tokens = 0
         if crowded:
@@ -54,15 +56,23 @@ class World:
         self.ended: list[str] = []
         self.sequences: list[Sequence] = []
 
-    def add(self, prompt: list[int], *, max_tokens: int = 4, priority: int = 0, id: str | None = None) -> Sequence:
+    def add(
+        self,
+        prompt: list[int],
+        *,
+        max_tokens: int = 4,
+        priority: int = 0,
+        id: str | None = None,
+        ignore_eos: bool = False,
+    ) -> Sequence:
         number = len(self.sequences)
         request = Request(
             id=id or str(number),
             prompt=prompt,
-            params=SamplingParams(max_tokens=max_tokens),
+            params=SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos),
             priority=priority,
         )
-        sequence = Sequence(request=request, arrival=number, seed=0, tokens=np.array(prompt, np.int32))
+        sequence = Sequence(request=request, seed=0, tokens=np.array(prompt, np.int32))
         self.sequences.append(sequence)
         self.scheduler.add(sequence)
         return sequence
@@ -338,3 +348,18 @@ def test_closing_a_waiting_sequence_leaves_the_others_in_order() -> None:
 def test_nothing_to_do_is_no_plan() -> None:
     world: Any = World(num_pages=4)
     assert world.step() is None
+
+
+def test_prompts_are_spread_over_the_steps_that_the_longest_needs() -> None:
+    world = World(num_pages=500, num_rows=100, budget=512, min_paced_tokens=128)
+    draw = random.Random(3)
+    for _ in range(100):
+        world.add([draw.randrange(1000) for _ in range(20)], max_tokens=4, ignore_eos=True)
+    world.add([1, 2, 3], max_tokens=40, id="longest", ignore_eos=True)
+    sizes = []
+    while (plan := world.step()) is not None:
+        sizes.append(int(plan.lengths.sum()))
+    assert world.ended[-1] == "longest"
+    assert sizes[0] == 512  # Before anything runs, nobody knows how long there is.
+    assert max(sizes[1:]) <= 256
+    assert len(sizes) == 40
