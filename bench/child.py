@@ -43,7 +43,7 @@ def measure(task: Task, report: Report) -> None:
     warm_up = make_workload("uniform", task.vocab_size, task.num_warm_up)
     check_lengths(warm_up, runner.run(warm_up.items))
     for name in task.workloads:
-        workload = make_workload(name, task.vocab_size, task.num_requests, shuffle_prefix=task.shuffle_prefix)
+        workload = make_workload(name, task.vocab_size, task.num_requests)
         run = None
         for _ in range(task.repeat):
             runner.forget()

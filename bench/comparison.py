@@ -42,8 +42,7 @@ class Comparison:
         self._ended: dict[str, Ended] = {}
         self.ceilings: Ceilings | None = None
         self._workloads = [
-            make_workload(name, self._shape["vocab_size"], options.num_requests, shuffle_prefix=options.shuffle_prefix)
-            for name in options.workload
+            make_workload(name, self._shape["vocab_size"], options.num_requests) for name in options.workload
         ]
 
     def run(self) -> None:
@@ -119,7 +118,6 @@ class Comparison:
             dtype=self._dtype(ceilings),
             workloads=options.workload,
             num_requests=options.num_requests,
-            shuffle_prefix=options.shuffle_prefix,
             repeat=options.repeat,
             num_warm_up=min(options.num_warm_up, options.num_requests or options.num_warm_up),
             profile=options.profile,

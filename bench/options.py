@@ -13,7 +13,7 @@ from typing import Any
 from pressrun.engine.config import EngineConfig
 
 from .shapes import SHAPES
-from .workloads import NUM_SHUFFLED_HEADS, WORKLOADS
+from .workloads import WORKLOADS
 
 # Each with the module that must be there for it to be measured.
 ENGINES = {"pressrun": "pressrun.engine", "vllm": "vllm", "transformers": "transformers"}
@@ -38,11 +38,6 @@ def parse(description: str, arguments: list[str] | None = None) -> tuple[argpars
     parser.add_argument("--num-requests", type=int, help="of each workload, instead of its own number")
     parser.add_argument("--repeat", type=int, default=1, help="measured runs of each workload; the median is reported")
     parser.add_argument("--num-warm-up", type=int, default=64, help="requests of the warm-up run before all others")
-    parser.add_argument(
-        "--shuffle-prefix",
-        action="store_true",
-        help=f"the workload prefix with {NUM_SHUFFLED_HEADS} beginnings instead of one, in random order",
-    )
     parser.add_argument("--profile", action="store_true", help="our engine's kernels in 30 steps of one more run")
     parser.add_argument("--attention-tflops", type=float, help="the attention's ceiling, which is not measured")
     parser.add_argument("--transformers-batch", type=int, default=64, help="requests a static batch of transformers")

@@ -10,21 +10,16 @@ usage: python bench/service.py [--lines 10000 --more-lines 100000]
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from openai import APIConnectionError, OpenAI
+from openai import OpenAI
+
+from pressrun.bench.serving import Service, run_batch, running_service
 
 MODEL = "echo"
 START_TIMEOUT_S = 60.0
@@ -50,9 +45,12 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=10_000)
     parser.add_argument("--more-lines", type=int, default=100_000, help="0 leaves the memory comparison out")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as (client, process):
-        run_batch(client, process, 1000, Path(folder))  # warm-up: imports, connections, first scripts
-        rounds = [run_batch(client, process, lines, Path(folder)) for lines in (args.lines, args.more_lines) if lines]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = {"data_dir": folder, "engine": "echo", "model": MODEL, "max_batch_lines": 10**6}
+        with running_service(START_TIMEOUT_S, **settings) as service:
+            run_round(service, 1000, folder)  # warm-up: imports, connections, first scripts
+            rounds = [run_round(service, lines, folder) for lines in (args.lines, args.more_lines) if lines]
     print_table(rounds)
     small, large = rounds[0], rounds[-1]
     print(
@@ -70,52 +68,16 @@ def main() -> None:
     )
 
 
-@contextlib.contextmanager
-def service(folder: Path) -> Iterator[tuple[OpenAI, subprocess.Popen[bytes]]]:
-    """`pressrun up` on a free port with the stand-in engine, ready to answer."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = {"DATA_DIR": folder, "PORT": port, "ENGINE": "echo", "MODEL": MODEL, "MAX_BATCH_LINES": 10**6}
-    environment = os.environ | {f"PRESSRUN_{name}": str(value) for name, value in settings.items()}
-    command = [str(Path(sys.executable).parent / "pressrun"), "up"]
-    process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
-    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0)
-    try:
-        wait_until_ready(client, process)
-        yield client, process
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
-
-
-def wait_until_ready(client: OpenAI, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(APIConnectionError):
-            if [model for model in client.models.list() if model.id == MODEL]:
-                return
-        time.sleep(0.2)
-    raise SystemExit("pressrun up did not become ready")
-
-
-def run_batch(client: OpenAI, process: subprocess.Popen[bytes], lines: int, folder: Path) -> Round:
+def run_round(service: Service, lines: int, folder: Path) -> Round:
     path = folder / f"in-{lines}.jsonl"
     write_input(path, lines)
-    start = time.perf_counter()
-    file = client.files.create(file=path, purpose="batch")
-    posted = time.perf_counter()
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
-    while batch.status not in ("completed", "failed", "expired", "cancelled"):
-        time.sleep(0.05)
-        batch = client.batches.retrieve(batch.id)
-    finished = time.perf_counter()
-    check_output(client, batch.status, batch.output_file_id, lines)
-    memory = peak_memory(process.pid)
+    run = run_batch(service.client, path, "/v1/chat/completions")
+    check_output(service.client, run.output_file_id, lines)
+    memory = peak_memory(service.pid)
     return Round(
         lines=lines,
-        upload_s=posted - start,
-        batch_s=finished - posted,
+        upload_s=run.upload_s,
+        batch_s=run.batch_s,
         api_mib=memory["api"],
         worker_mib=memory["worker"],
     )
@@ -130,9 +92,7 @@ def write_input(path: Path, lines: int) -> None:
             out.write(json.dumps(line) + "\n")
 
 
-def check_output(client: OpenAI, status: str, output_file_id: str | None, lines: int) -> None:
-    if status != "completed" or output_file_id is None:
-        raise SystemExit(f"the batch ended as {status} with output file {output_file_id}")
+def check_output(client: OpenAI, output_file_id: str, lines: int) -> None:
     count = 0
     with client.files.with_streaming_response.content(output_file_id) as response:
         for line in response.iter_lines():

@@ -29,7 +29,6 @@ class Task:
     dtype: str
     workloads: list[str]
     num_requests: int | None
-    shuffle_prefix: bool
     repeat: int
     num_warm_up: int
     profile: bool

@@ -51,7 +51,6 @@ def main() -> int:
         "model": options.model,
         "engine_flags": flags,
         "vllm_args": options.vllm_args,
-        "shuffle_prefix": options.shuffle_prefix,
         "ceilings": asdict(comparison.ceilings),
         "limits": limits,
         "results": results,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 SEED = 20261123
 # Token ids below are special in many vocabularies; none above is drawn, so that large vocabularies draw the same.
 LOWEST_TOKEN, HIGHEST_TOKEN = 100, 100_000
-NUM_SHUFFLED_HEADS = 16
+NUM_HEADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,15 @@ def prefix(draws: Draws, count: int) -> list[Item]:
     return [Item(head + draws.tokens(128), 128) for _ in range(count)]
 
 
-def shuffled_prefix(draws: Draws, count: int) -> list[Item]:
-    """Several long instructions whose items come in random order: what it is worth to bring them together."""
-    heads = [draws.tokens(1024) for _ in range(min(count, NUM_SHUFFLED_HEADS))]
-    items = [Item(heads[i % len(heads)] + draws.tokens(128), 128) for i in range(count)]
+def prefixes(draws: Draws, count: int) -> list[Item]:
+    """Several long instructions, one after another, each with its items."""
+    heads = [draws.tokens(1024) for _ in range(NUM_HEADS)]
+    return [Item(heads[i * NUM_HEADS // count] + draws.tokens(128), 128) for i in range(count)]
+
+
+def shuffled(draws: Draws, count: int) -> list[Item]:
+    """The same items in random order: what it is worth to bring those together that begin alike."""
+    items = prefixes(draws, count)
     draws.random.shuffle(items)
     return items
 
@@ -103,23 +108,30 @@ def mixed(draws: Draws, count: int) -> list[Item]:
     return [Item(draws.tokens(randint(100, 1024)), randint(100, 1024)) for _ in range(count)]
 
 
-WORKLOADS: dict[str, tuple[Callable[[Draws, int], list[Item]], int]] = {
-    "uniform": (uniform, 1024),
-    "sharegpt": (sharegpt, 2000),
-    "prefix": (prefix, 1024),
-    "prefill": (prefill, 512),
-    "mixed": (mixed, 256),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a workload is drawn, how many requests it has, and what they share."""
+
+    draw: Callable[[Draws, int], list[Item]]
+    num_requests: int
+    num_heads: int = 1
+    num_shared: int = 0
+
+
+WORKLOADS: dict[str, Recipe] = {
+    "uniform": Recipe(draw=uniform, num_requests=1024),
+    "sharegpt": Recipe(draw=sharegpt, num_requests=2000),
+    "prefix": Recipe(draw=prefix, num_requests=1024, num_shared=1024),
+    "prefixes": Recipe(draw=prefixes, num_requests=1024, num_heads=NUM_HEADS, num_shared=1024),
+    "shuffled": Recipe(draw=shuffled, num_requests=1024, num_heads=NUM_HEADS, num_shared=1024),
+    "prefill": Recipe(draw=prefill, num_requests=512),
+    "mixed": Recipe(draw=mixed, num_requests=256),
 }
 
 
-def make_workload(
-    name: str, vocab_size: int, num_requests: int | None = None, *, shuffle_prefix: bool = False
-) -> Workload:
-    """`num_requests` None takes the workload's own number. `shuffle_prefix` changes only the workload prefix."""
-    draw, default = WORKLOADS[name]
-    count, draws = num_requests or default, Draws(vocab_size)
-    if name != "prefix":
-        return Workload(name=name, items=draw(draws, count))
-    num_heads = min(count, NUM_SHUFFLED_HEADS) if shuffle_prefix else 1
-    items = shuffled_prefix(draws, count) if shuffle_prefix else draw(draws, count)
-    return Workload(name=name, items=items, num_heads=num_heads, num_shared=1024)
+def make_workload(name: str, vocab_size: int, num_requests: int | None = None) -> Workload:
+    """`num_requests` None takes the workload's own number."""
+    recipe = WORKLOADS[name]
+    count = num_requests or recipe.num_requests
+    items = recipe.draw(Draws(vocab_size), count)
+    return Workload(name=name, items=items, num_heads=min(count, recipe.num_heads), num_shared=recipe.num_shared)

@@ -64,7 +64,7 @@ class Child:
             self._collect(self._process)
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "pressrun.cli", self.role, "--parent", str(os.getpid())]
+        command = [sys.executable, "-P", "-m", "pressrun.cli", self.role, "--parent", str(os.getpid())]
         self._process = subprocess.Popen(
             command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
         )

@@ -133,7 +133,7 @@ def _up(settings: Settings, log: Path, say: Say) -> Iterator[Callable[[], None]]
     # Whatever the environment chooses for a service of its own, this one is ours.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PRESSRUN_")}
     environment = inherited | settings.environment() | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "pressrun.cli", "up", "--parent", str(os.getpid())]
+    command = [sys.executable, "-P", "-m", "pressrun.cli", "up", "--parent", str(os.getpid())]
     say(f"Starting pressrun up (its log: {log})")
     with log.open("wb") as out:
         process = subprocess.Popen(

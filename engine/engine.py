@@ -15,11 +15,13 @@ Knows nothing of text but what `decode` tells it for stop strings, and nothing o
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 
 import numpy as np
 
 from .config import EngineConfig
+from .errors import OutOfMemory
 from .loading import load
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
@@ -31,6 +33,8 @@ from .sampling import Sampler
 from .scheduler import Plan, Scheduler
 from .sequence import Sequence
 from .stops import Decode
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -106,7 +110,7 @@ class Engine:
         """
         outputs, self._due = self._due, []
         plan = self._scheduler.schedule()
-        launched = None if plan is None else (plan, self._runner.launch(plan))
+        launched = None if plan is None else self._launch(plan)
         flying, self._flying = self._flying, launched
         if flying is not None:
             outputs += self._land(*flying)
@@ -128,7 +132,7 @@ class Engine:
     def load(self) -> Load:
         pool = self._scheduler.pool
         return Load(
-            num_rows=len(self._rows.sequences),
+            num_rows=self._scheduler.max_running,
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
             num_free_pages=pool.num_free,
@@ -147,6 +151,22 @@ class Engine:
     def check(self) -> None:
         """Raise AssertionError unless the page pool's books agree with the rows. For tests, after every step."""
         self._scheduler.check()
+
+    def _launch(self, plan: Plan) -> tuple[Plan, Flight] | None:
+        """Start a step; None if there is no memory for it, and fewer sequences have to run from now on."""
+        try:
+            return plan, self._runner.launch(plan)
+        except OutOfMemory as e:
+            settings = (
+                f"lower gpu_memory_utilization ({self._config.gpu_memory_utilization:g}), max_num_seqs "
+                f"({len(self._rows.sequences)}) or max_num_batched_tokens"
+            )
+            if self._scheduler.num_running == 1:
+                raise OutOfMemory(f"one sequence does not fit beside the KV cache: {settings}; {e}") from e
+            max_running = self._scheduler.num_running // 2
+            log.warning("out of memory, at most %d sequences run from now on: %s; %s", max_running, settings, e)
+            self._scheduler.start_over(max_running)
+            return None
 
     def _land(self, plan: Plan, flight: Flight) -> list[Output]:
         """Take in what a step drew."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..kernels.paged_attention import SharedPrefixes
 from ..kernels.step_inputs import StepInputs, step_inputs
+from .errors import OutOfMemory
 from .graphs import StepGraphs
 from .models.base import KVPages, Model, StepTensors
 from .pages import IntArray
@@ -89,12 +90,12 @@ class Runner:
         if self._graphs is None:
             return
         # The largest first: the others then find memory enough in the graphs' pool.
-        for size in reversed(self._graphs.sizes):
+        for size in reversed(self._graphs.shapes.sizes):
             self._warm_up(self._graphs, size, size, 0, num_times=2)
         self._graphs.drop_slow_sizes()
         # Few rows and many run different kernels, and so do prefills; which of these shapes are worth capturing, only
         # work will tell.
-        fewest, most = self._graphs.sizes[0], self._graphs.sizes[-1]
+        fewest, most = self._graphs.shapes.sizes[0], self._graphs.shapes.sizes[-1]
         for num_levels in range(1 + NUM_LEVELS * shares_reading):
             self._warm_up(self._graphs, fewest, fewest, num_levels, num_times=1)
             self._warm_up(self._graphs, most, most, num_levels, num_times=1)
@@ -105,7 +106,7 @@ class Runner:
         starts = np.append(0, np.arange(num_tokens - num_rows + 1, num_tokens + 1))
         rows, token_ids = np.zeros(num_rows, np.int64), np.zeros(num_tokens, np.int64)
         sent = _send([rows, rows, starts, token_ids], self._device)
-        shape = graphs.exact(num_tokens, num_rows, num_levels)
+        shape = graphs.shapes.exact(num_tokens, num_rows, num_levels)
         if shape is None:
             return
         for _ in range(num_times):
@@ -115,7 +116,17 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:
-        """Start computing the planned tokens and drawing the next token of the rows that reach their end."""
+        """Start computing the planned tokens and drawing the next token of the rows that reach their end.
+
+        Raises OutOfMemory; the plan's sequences must then be admitted anew.
+        """
+        try:
+            return self._launch(plan)
+        except torch.OutOfMemoryError as e:
+            torch.cuda.empty_cache()
+            raise OutOfMemory(f"a step of {len(plan.token_ids)} tokens in {len(plan.rows)} sequences: {e}") from e
+
+    def _launch(self, plan: Plan) -> Flight:
         self._sampler.open(plan.admitted)
         lines_D = np.flatnonzero(plan.draws)
         rows_D, ends_D = plan.rows[lines_D], (plan.starts + plan.lengths)[lines_D]

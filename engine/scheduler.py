@@ -82,6 +82,7 @@ class Scheduler:
         self.num_prompt_tokens = self.num_cached_tokens = self.num_generated_tokens = 0
         self._budget = max_num_batched_tokens
         self._min_paced_tokens = min_paced_tokens or max_num_batched_tokens
+        self.max_running = len(rows.sequences)
         self._caching = enable_prefix_caching
         self._shares = shares_reading and enable_prefix_caching
         self.min_spared_tokens = MIN_SPARED_TOKENS
@@ -157,6 +158,16 @@ class Scheduler:
         self.num_generated_tokens += len(rows_D)
         self._publish(rows_D)
         return live_D
+
+    def start_over(self, max_running: int) -> None:
+        """A planned step could not be computed: all running sequences wait again, and only so many will run at once.
+
+        What pages hold is not believed any more. Results of a step under way are dropped, and drawn again.
+        """
+        while self.num_running:
+            self._preempt_last()
+        self.pool.forget_idle()
+        self.max_running = max_running
 
     def check(self) -> None:
         """Raise AssertionError unless rows and page pool agree about every page."""
@@ -296,7 +307,7 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence, match: Match, outlook: Outlook, growth: tuple[float, float, int]) -> bool:
         needed = self._num_new(sequence, match) + match.num_unowned
-        if self.rows.num_free == 0 or needed > self.pool.num_free:
+        if self.num_running >= self.max_running or needed > self.pool.num_free:
             return False
         return self.num_running == 0 or outlook.peak_with(*growth) <= self.pool.num_pages
 

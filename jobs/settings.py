@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and KV cache."
     )
+    load_format: Literal["safetensors", "dummy"] = Field(
+        "safetensors", description="safetensors reads the model's weights; dummy makes them up, for measurements."
+    )
     device: str = Field("auto", description="auto, cpu or cuda.")
     max_model_len: int | None = Field(
         None, ge=1, description="Longest prompt plus answer, in tokens. Unset: the model's own limit."

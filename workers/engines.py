@@ -30,6 +30,7 @@ class NativeFactory:
         settings = self.settings
         config = EngineConfig(
             model=self.model_dir,
+            load_format=settings.load_format,
             dtype=settings.dtype,
             device=settings.device,
             max_model_len=settings.max_model_len,

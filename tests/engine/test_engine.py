@@ -297,6 +297,50 @@ def test_auto_dtype_is_bfloat16_only_where_it_is_fast(
         assert make_engine(tiny, dtype="auto", device="cpu").info.dtype == dtype
 
 
+def out_of_memory_above(num_rows: int, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has no room for steps of more sequences."""
+    forward = engine._runner._forward
+
+    def fail(plan: Any, *rest: Any) -> Any:
+        if len(plan.rows) > num_rows:
+            raise torch.OutOfMemoryError("so it is")
+        return forward(plan, *rest)
+
+    monkeypatch.setattr(engine._runner, "_forward", fail)
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_a_step_without_room_leaves_all_answers_as_they_are(
+    tiny: Path, make_engine: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch, caching: bool
+) -> None:
+    requests = [
+        ask(p + p, id=str(i), max_tokens=20, temperature=i % 2, seed=i, frequency_penalty=i % 3 / 3)
+        for i, p in enumerate(prompts(20))
+    ]
+    expected = make_engine(tiny).finish(requests)
+    engine = make_engine(tiny, enable_prefix_caching=caching)
+    out_of_memory_above(3, engine, monkeypatch)
+    # They trickle in, so that steps succeed before one fails.
+    outputs = engine.finish(requests, arrivals=random.Random(2))
+    assert {id: output.token_ids for id, output in outputs.items()} == {
+        id: output.token_ids for id, output in expected.items()
+    }
+    assert 1 <= engine.load().num_rows <= 3
+
+
+def test_one_sequence_without_room_is_an_error_that_names_the_settings(
+    tiny: Path, make_engine: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(tiny)
+    out_of_memory_above(0, engine, monkeypatch)
+    engine.add([ask(PROMPT)])
+    with pytest.raises(OutOfMemory, match=r"gpu_memory_utilization.*max_num_seqs.*max_num_batched_tokens.*so it is"):
+        engine.step()
+    monkeypatch.undo()
+    engine.abort(["a"])
+    engine.finish()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_pool_on_a_gpu_is_sized_from_a_measured_peak(tiny: Path, make_engine: Make, ask: Ask) -> None:
