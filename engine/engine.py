@@ -62,7 +62,9 @@ class Engine:
             num_graphed_tokens=sizes.num_graphed_tokens,
         )
         shares_reading = loaded.device.type == "cuda" and not any(loaded.config.windows)
-        self._runner.warm_up(shares_reading=shares_reading and config.enable_prefix_caching)
+        self._runner.warm_up(
+            num_paced_tokens=sizes.num_paced_tokens, shares_reading=shares_reading and config.enable_prefix_caching
+        )
         self._scheduler = Scheduler(
             pool=PagePool(len(kv.keys[0])),
             rows=self._rows,

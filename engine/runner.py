@@ -28,6 +28,7 @@ from .prefixes import NUM_LEVELS, shared_prefixes
 from .request import TokenLogprob
 from .sampling import Drawing, Drawn, Sampler
 from .scheduler import Plan
+from .shapes import Shape
 from .transfer import Download, upload
 
 
@@ -73,7 +74,7 @@ class Runner:
         num_graphed_tokens: int,
     ) -> None:
         self._model, self._kv, self._sampler = model, kv, sampler
-        self._page_size, self._device = page_size, device
+        self._page_size, self._device, self._max_len = page_size, device, max_len
         self._drawn_R = torch.zeros(num_rows, dtype=torch.int32, device=device)
         num_columns = -(-max_len // page_size)
         self._page_table_RN = torch.zeros(num_rows, num_columns, dtype=torch.int32, device=device)
@@ -82,33 +83,35 @@ class Runner:
             self._graphs = StepGraphs(model.new_logits(num_rows), num_graphed_tokens)
 
     @torch.inference_mode()
-    def warm_up(self, *, shares_reading: bool) -> None:
-        """Compile, load and capture what steps would wait for later: decodes of every size, alone or sharing prefixes.
+    def warm_up(self, *, num_paced_tokens: int, shares_reading: bool) -> None:
+        """Compile, load and capture what steps would wait for later: decodes of every size, and paced mixed steps.
 
         Before any page is owned, because it writes to page 0.
         """
-        if self._graphs is None:
+        graphs = self._graphs
+        if graphs is None:
             return
         # The largest first: the others then find memory enough in the graphs' pool.
-        for size in reversed(self._graphs.shapes.sizes):
-            self._warm_up(self._graphs, size, size, 0, num_times=2)
-        self._graphs.drop_slow_sizes()
+        for size in reversed(graphs.shapes.sizes):
+            self._warm_up(graphs, graphs.shapes.decodes(size), num_times=2)
+        graphs.drop_slow_sizes()
+        for shape in graphs.shapes.paced(num_paced_tokens):
+            self._warm_up(graphs, shape, num_times=2)
         # Few rows and many run different kernels, and so do prefills; which of these shapes are worth capturing, only
         # work will tell.
-        fewest, most = self._graphs.shapes.sizes[0], self._graphs.shapes.sizes[-1]
+        fewest, most = graphs.shapes.sizes[0], graphs.shapes.sizes[-1]
         for num_levels in range(1 + NUM_LEVELS * shares_reading):
-            self._warm_up(self._graphs, fewest, fewest, num_levels, num_times=1)
-            self._warm_up(self._graphs, most, most, num_levels, num_times=1)
-            self._warm_up(self._graphs, 2, 1, num_levels, num_times=1)
+            self._warm_up(graphs, graphs.shapes.decodes(fewest, num_levels), num_times=1)
+            self._warm_up(graphs, graphs.shapes.decodes(most, num_levels), num_times=1)
+            self._warm_up(graphs, graphs.shapes.exact(2, 1, num_levels), num_times=1)
 
-    def _warm_up(self, graphs: StepGraphs, num_tokens: int, num_rows: int, num_levels: int, *, num_times: int) -> None:
-        """Run a step whose first row has all tokens that are left after one for each other row."""
-        starts = np.append(0, np.arange(num_tokens - num_rows + 1, num_tokens + 1))
-        rows, token_ids = np.zeros(num_rows, np.int64), np.zeros(num_tokens, np.int64)
-        sent = _send([rows, rows, starts, token_ids], self._device)
-        shape = graphs.shapes.exact(num_tokens, num_rows, num_levels)
-        if shape is None:
+    def _warm_up(self, graphs: StepGraphs, shape: Shape | None, *, num_times: int) -> None:
+        """Run a step of a shape, if that is one, with its tokens shared out among its rows."""
+        if shape is None or -(-shape.num_tokens // shape.num_rows) > self._max_len:
             return
+        starts = np.arange(shape.num_rows + 1) * shape.num_tokens // shape.num_rows
+        rows, token_ids = np.zeros(shape.num_rows, np.int64), np.zeros(shape.num_tokens, np.int64)
+        sent = _send([rows, rows, starts, token_ids], self._device)
         for _ in range(num_times):
             inputs = graphs.inputs(shape, sent[0][:0])
             self._fill(sent, inputs)

@@ -63,6 +63,16 @@ class Shapes:
         rows = next((rows for rows in MIXED_ROWS if num_rows <= rows <= self._max_rows), self._max_rows)
         return Shape(_padded(num_tokens), rows, num_levels, mixed=True)
 
+    def paced(self, num_tokens: int) -> list[Shape]:
+        """Shapes that steps of this many tokens to twice as many will have, the largest first."""
+        tokens = {_padded(num) for num in (num_tokens, num_tokens * 3 // 2, num_tokens * 2)}
+        return [
+            Shape(num, rows, 0, mixed=True)
+            for num in sorted(tokens, reverse=True)
+            for rows in reversed(MIXED_ROWS)
+            if num <= self._max_mixed_tokens and num // 8 <= rows < num and rows <= self._max_rows
+        ]
+
     def serving(self, exact: Shape, captured: Collection[Shape]) -> Shape:
         """A captured shape for a step whose exact shape is not, while that is not known to come often; or else it."""
         self._num_met[exact] += 1

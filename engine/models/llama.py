@@ -142,9 +142,10 @@ class Llama:
 
     def logits(self, hidden_SE: Tensor, out: Tensor | None = None) -> Tensor:
         """logits_SV in the model's dtype, in `out` if given."""
-        if out is not None:
+        if out is not None and not self._head_is_packed:
             return torch.mm(hidden_SE, self.head_VE.T, out=out)
-        return product(hidden_SE, self.head_VE, None, is_packed=self._head_is_packed)
+        logits_SV = product(hidden_SE, self.head_VE, None, is_packed=self._head_is_packed)
+        return logits_SV if out is None else out.copy_(logits_SV)
 
     def new_logits(self, num_rows: int) -> Tensor:
         """Memory for the logits of so many rows."""

@@ -50,3 +50,13 @@ def test_no_shape_serves_where_padding_would_cost_too_much() -> None:
     assert mixed is not None
     assert shapes.serving(mixed, {Shape(512, MIXED_ROWS[-1], 0, mixed=True)}) == mixed
     assert shapes.serving(mixed, {Shape(1024, 64, 0, mixed=True)}) == Shape(1024, 64, 0, mixed=True)
+
+
+def test_shapes_of_paced_steps_are_those_that_their_steps_would_choose() -> None:
+    shapes = Shapes(1792, 2500)
+    paced = shapes.paced(512)
+    assert {shape.num_tokens for shape in paced} == {512, 768, 1024}
+    assert {shape.num_rows for shape in paced if shape.num_tokens == 1024} == {128, 256, 384, 512, 768}
+    assert all(shapes.exact(shape.num_tokens, shape.num_rows, 0) == shape for shape in paced)
+    assert Shapes(100, 512).paced(512) == [Shape(512, 64, 0, mixed=True)]
+    assert Shapes(100, 500).paced(512) == []

@@ -51,17 +51,18 @@ def test_heads_are_normed_and_rotated_and_land_in_their_slots(
     pages_dtype: torch.dtype | None,
     dtype: torch.dtype,
 ) -> None:
-    case = RotateCase(
-        num_tokens=63,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_size=head_size,
-        num_pairs=pairs,
-        page_size=page_size,
-        normed=normed,
-        pages_dtype=pages_dtype,
-    )
-    checks.check_rotate_and_write(rotate_and_write.rotate_and_write, case, dtype, "cpu")
+    for num_tokens in (1, 63):
+        case = RotateCase(
+            num_tokens=num_tokens,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_size=head_size,
+            num_pairs=pairs,
+            page_size=page_size,
+            normed=normed,
+            pages_dtype=pages_dtype,
+        )
+        checks.check_rotate_and_write(rotate_and_write.rotate_and_write, case, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

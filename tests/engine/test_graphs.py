@@ -1,0 +1,96 @@
+"""Captured steps without a GPU: what replays a graph there runs the step again here, on the same padded inputs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pressrun.engine import engine as engine_module
+from pressrun.engine.graphs import StepGraphs
+from pressrun.engine.memory import choose_sizes
+from pressrun.engine.shapes import Shape
+
+
+class Again:
+    """In place of a CUDA graph."""
+
+    def __init__(self, step: Callable[[], Any]) -> None:
+        self.replay = step
+
+
+class NoStream:
+    """In place of a CUDA stream, of which nothing is asked."""
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+
+class Replays(list[Shape]):
+    """The shapes that were replayed, in order."""
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
+    """Engines have graphs of steps of up to 64 tokens, on a CPU."""
+    replays = Replays()
+
+    def capture(graphs: StepGraphs, shape: Shape, inputs: Any, compute: Any) -> Again:
+        def step() -> None:
+            replays.append(shape)
+            graphs._step(shape, inputs, compute)
+
+        return Again(step)
+
+    monkeypatch.setattr(torch.cuda, "Stream", NoStream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(StepGraphs, "_capture", capture)
+    # The second largest of six sizes is slower than the largest.
+    times = iter([5.0, 6.0, 4.0] + [3.0 - i / 10 for i in range(20)])
+    monkeypatch.setattr(StepGraphs, "_replay_milliseconds", lambda graphs, graph: next(times))
+    monkeypatch.setattr(
+        engine_module, "choose_sizes", lambda *args: replace(choose_sizes(*args), num_graphed_tokens=64)
+    )
+    return replays
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_padded_steps_draw_the_same_tokens(
+    make_model: Callable[..., Path], make_engine: Callable[..., Any], ask: Any, replays: Replays, is_async: bool
+) -> None:
+    model = make_model("qwen3", head_dim=16)
+    draw = random.Random(4)
+    head = [draw.randrange(3, 256) for _ in range(24)]
+    requests = [
+        ask(
+            (head if i % 3 else []) + [draw.randrange(3, 256) for _ in range(draw.choice([1, 5, 30, 90]))],
+            id=str(i),
+            max_tokens=draw.choice([1, 3, 20]),
+            temperature=i % 2,
+            seed=i,
+            logprobs=1 if i % 5 == 0 else None,
+        )
+        for i in range(40)
+    ]
+    settings = {"page_size": 4, "num_pages": 120, "max_num_seqs": 21, "async_scheduling": is_async, "crowded": True}
+    engine = make_engine(model, max_num_batched_tokens=100, **settings)
+    dropped = set(range(1, 22)) - set(engine._runner._graphs.shapes.sizes)
+    assert 16 in dropped
+    # So that sharing is worth it on a tiny model.
+    engine._scheduler._shares, engine._scheduler.min_spared_tokens = True, 0
+    replays.clear()
+    outputs = engine.finish(requests, arrivals=random.Random(1))
+    assert {shape.mixed for shape in replays} == {False, True}
+    assert {shape.num_levels for shape in replays} >= {0, 1}
+    assert not any(shape.num_rows in dropped for shape in replays if not shape.mixed)
+    plain = make_engine(model, enforce_eager=True, max_num_batched_tokens=100)
+    plain._runner._graphs = None
+    expected = plain.finish(requests)
+    for request in requests:
+        assert outputs[request.id].token_ids == expected[request.id].token_ids
+        assert outputs[request.id].finish_reason == expected[request.id].finish_reason
