@@ -57,6 +57,8 @@ def main() -> int:
             ("service s", lambda row: show(row["service_s"], ".2f")),
             ("service / alone", lambda row: show(row["share"], ".1%")),
             ("upload s", lambda row: show(row["upload_s"], ".2f")),
+            ("cached tokens alone", lambda row: show(row["alone_cached_tokens"], ",")),
+            ("in the service", lambda row: show(row["service_cached_tokens"], ",")),
         ],
         rows,
         num_left=1,
@@ -99,16 +101,17 @@ def serve(
         for name, result in alone.items():
             workload = make_workload(name, len(words), options.num_requests)
             runs = [run_workload(service, workload, words, root) for _ in range(options.repeat)]
-            run = sorted(runs, key=lambda run: run.batch_s)[(len(runs) - 1) // 2]
+            run, num_cached = sorted(runs, key=lambda found: found[0].batch_s)[(len(runs) - 1) // 2]
             print(f"service, {name}: {run.batch_s:.2f} s", flush=True)
             share = result["seconds"] / run.batch_s
             times = {"alone_s": result["seconds"], "service_s": run.batch_s, "share": share, "upload_s": run.upload_s}
-            rows.append({"workload": name, **times})
+            cached = {"alone_cached_tokens": result["cached_tokens"], "service_cached_tokens": num_cached}
+            rows.append({"workload": name, **times, **cached})
     return rows
 
 
-def run_workload(service: Service, workload: Workload, words: list[str], root: Path) -> BatchRun:
-    """One batch; every line must have as many tokens, in and out, as the workload says."""
+def run_workload(service: Service, workload: Workload, words: list[str], root: Path) -> tuple[BatchRun, int]:
+    """One batch, and how many tokens its lines found in the cache; each must have as many as the workload says."""
     path = root / f"{workload.name}.jsonl"
     with path.open("w") as file:
         for i, item in enumerate(workload.items):
@@ -118,11 +121,13 @@ def run_workload(service: Service, workload: Workload, words: list[str], root: P
             file.write(json.dumps(line) + "\n")
     run = run_batch(service.client, path, "/v1/completions")
     lines = service.client.files.content(run.output_file_id).text.splitlines()
+    num_cached = 0
     for item, answer in zip(workload.items, map(json.loads, lines), strict=True):
         usage = answer["response"]["body"]["usage"]
         if (usage["prompt_tokens"], usage["completion_tokens"]) != (len(item.prompt), item.num_output):
             raise SystemExit(f"line {answer['custom_id']}: {usage}, not {len(item.prompt)} and {item.num_output}")
-    return run
+        num_cached += usage["prompt_tokens_details"]["cached_tokens"]
+    return run, num_cached
 
 
 def plain_words(tokenizer: Any, vocab_size: int) -> list[str]:

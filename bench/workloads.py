@@ -12,11 +12,12 @@ import random
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 SEED = 20261123
 # Token ids below are special in many vocabularies; none above is drawn, so that large vocabularies draw the same.
 LOWEST_TOKEN, HIGHEST_TOKEN = 100, 100_000
-NUM_HEADS = 16
+NUM_HEADS, NUM_DOCUMENTS = 16, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +85,15 @@ def prefix(draws: Draws, count: int) -> list[Item]:
     return [Item(head + draws.tokens(128), 128) for _ in range(count)]
 
 
-def prefixes(draws: Draws, count: int) -> list[Item]:
+def prefixes(draws: Draws, count: int, num_heads: int = NUM_HEADS) -> list[Item]:
     """Several long instructions, one after another, each with its items."""
-    heads = [draws.tokens(1024) for _ in range(NUM_HEADS)]
-    return [Item(heads[i * NUM_HEADS // count] + draws.tokens(128), 128) for i in range(count)]
+    heads = [draws.tokens(1024) for _ in range(num_heads)]
+    return [Item(heads[i * num_heads // count] + draws.tokens(128), 128) for i in range(count)]
 
 
-def shuffled(draws: Draws, count: int) -> list[Item]:
+def shuffled(draws: Draws, count: int, num_heads: int = NUM_HEADS) -> list[Item]:
     """The same items in random order: what it is worth to bring those together that begin alike."""
-    items = prefixes(draws, count)
+    items = prefixes(draws, count, num_heads)
     draws.random.shuffle(items)
     return items
 
@@ -124,6 +125,13 @@ WORKLOADS: dict[str, Recipe] = {
     "prefix": Recipe(draw=prefix, num_requests=1024, num_shared=1024),
     "prefixes": Recipe(draw=prefixes, num_requests=1024, num_heads=NUM_HEADS, num_shared=1024),
     "shuffled": Recipe(draw=shuffled, num_requests=1024, num_heads=NUM_HEADS, num_shared=1024),
+    # Documents, and eight questions about each: more than a cache holds.
+    "documents": Recipe(
+        draw=partial(prefixes, num_heads=NUM_DOCUMENTS), num_requests=1024, num_heads=NUM_DOCUMENTS, num_shared=1024
+    ),
+    "scattered": Recipe(
+        draw=partial(shuffled, num_heads=NUM_DOCUMENTS), num_requests=1024, num_heads=NUM_DOCUMENTS, num_shared=1024
+    ),
     "prefill": Recipe(draw=prefill, num_requests=512),
     "mixed": Recipe(draw=mixed, num_requests=256),
 }

@@ -6,20 +6,25 @@ between them are single scripts. One process at a time ends a given batch (`batc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from time import time
 from typing import Literal
 
 from redis.exceptions import LockNotOwnedError
 from redis.lock import Lock
 
+from .arranging import arranged_copy, in_file_order
 from .backend import Backend
 from .ids import owner_id
-from .lines import never_ran, read_requests
+from .lines import label, never_ran, requests_of
 from .records import ENDED, Batch, Claim, File, Segment, ShardCommit
 from .store import batch_key
-from .validation import validate
+from .validation import Arrangement, Reader, validate
+
+log = logging.getLogger(__name__)
 
 FILL_LINES = 500
 FINAL: dict[str | None, Literal["completed", "cancelled", "expired"]] = {
@@ -69,11 +74,24 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
     models = {card.id for card in backend.store.models()}
     result = validate(batch, read, models=models, settings=backend.settings)
     if not result.errors:
-        backend.shards.begin(batch_id, result.shards, model=result.model, total=result.total)
+        arranged = result.arrangement is not None and _arrange(backend, batch, read, result.arrangement)
+        shards = result.arrangement.shards if arranged and result.arrangement else result.shards
+        backend.shards.begin(batch_id, shards, model=result.model, total=result.total, arranged=arranged)
     else:
         # One that is being wound up ends as what it was wound up for: nothing in it could have run.
         to = "failed" if batch.closing is None else FINAL[batch.closing]
         backend.store.fail(batch_id, result.errors, result.total, to=to)
+
+
+def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement) -> bool:
+    """Write the copy that an arranged batch is run from; False if there is no room for it."""
+    try:
+        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order)
+        backend.blobs_of(batch).put(batch.arranged_blob, lines)
+    except OSError as error:
+        log.warning("batch %s is run in the order of its file: a copy could not be written: %s", batch.id, error)
+        return False
+    return True
 
 
 def seal_shard(backend: Backend, claim: Claim) -> None:
@@ -89,7 +107,11 @@ def seal_shard(backend: Backend, claim: Claim) -> None:
     blobs = backend.blobs_of(batch)
     sizes = {}
     for part in ("output", "error"):
-        wanted = [data + b"\n" for code, data in lines if (code == "s") == (part == "output")]
+        wanted = [
+            (label(index) if batch.arranged else b"") + data + b"\n"
+            for index, code, data in lines
+            if (code == "s") == (part == "output")
+        ]
         sizes[part] = blobs.put(batch.segment_blob(shard.index, part), wanted) if wanted else 0
     if backend.shards.seal(claim, Segment(**sizes)) == "last":
         end_batch(backend, batch.id)
@@ -100,16 +122,14 @@ def fill_shard(backend: Backend, batch_id: str, shard: int, code: str) -> None:
     claim = backend.shards.claim(batch_id, shard, owner_id(), backend.settings.lease_s, winding_up=True)
     if claim is None:
         return
-    batch, geometry = claim.batch, claim.shard
-    chunks = backend.blobs_of(batch).open(batch.input_blob, geometry.offset, geometry.size)
-    lines = read_requests(chunks, first=geometry.first_line, longest=geometry.size)
+    lines = requests_of(backend.blobs_of(claim.batch), claim.batch, claim.shard)
     missing = tuple(never_ran(line, code) for line in lines if line.index not in claim.done)
     for start in range(0, len(missing), FILL_LINES):
         commit = ShardCommit(
             batch_id=batch_id,
             shard=shard,
             owner=claim.owner,
-            num_lines=geometry.num_lines,
+            num_lines=claim.shard.num_lines,
             results=missing[start : start + FILL_LINES],
         )
         backend.shards.commit([commit])
@@ -158,7 +178,9 @@ def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]]
         keys = [batch.segment_blob(shard, part) for shard, sizes in segments if getattr(sizes, part)]
         if not keys:
             continue
-        size = backend.blobs.put(f"files/{file_id}", _joined(backend, keys, lock))
+        segments_in_order = (backend.blobs.open(key) for key in _renewing(keys, lock))
+        lines = in_file_order(segments_in_order) if batch.arranged else chain.from_iterable(segments_in_order)
+        size = backend.blobs.put(f"files/{file_id}", lines)
         name = f"{batch.id}_{part}.jsonl"
         backend.store.add_file(
             File(id=file_id, bytes=size, created_at=int(time()), filename=name, purpose="batch_output")
@@ -167,10 +189,10 @@ def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]]
     return files
 
 
-def _joined(backend: Backend, keys: list[str], lock: Lock) -> Iterator[bytes]:
+def _renewing(keys: list[str], lock: Lock) -> Iterator[str]:
     for key in keys:
         _renew(lock)
-        yield from backend.blobs.open(key)
+        yield key
 
 
 def _clean(backend: Backend, batch: Batch) -> None:
@@ -184,6 +206,7 @@ def _clean(backend: Backend, batch: Batch) -> None:
         backend.store.make_durable()
         for key in backend.blobs.list(f"segments/{batch.id}"):
             backend.blobs.delete(key)
+        backend.blobs.delete(batch.arranged_blob)
     backend.shards.drop(batch.id)
     if batch.kind == "job":
         backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)

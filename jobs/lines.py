@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .ids import passing_id
-from .records import Line, LineResult, Usage
+from .records import Batch, Line, LineResult, Shard, Usage
+
+if TYPE_CHECKING:
+    from .blobs import Blobs
 
 ERROR_TEXTS = {
     "batch_cancelled": "This request was not executed because the batch was cancelled.",
@@ -43,6 +46,32 @@ def read_requests(chunks: Iterable[bytes], *, first: int, longest: int) -> Itera
         fields = json.loads(raw)
         yield Line(index=index, custom_id=fields["custom_id"], url=fields["url"], body=fields["body"])
         index += 1
+
+
+def requests_of(blobs: Blobs, batch: Batch, shard: Shard) -> Iterator[Line]:
+    """The requests of one shard, in the order in which they are to run."""
+    chunks = blobs.open(batch.lines_blob, shard.offset, shard.size)
+    if not batch.arranged:
+        return read_requests(chunks, first=shard.first_line, longest=shard.size)
+    return _read_arranged(chunks, longest=shard.size)
+
+
+def _read_arranged(chunks: Iterable[bytes], *, longest: int) -> Iterator[Line]:
+    for _, raw in split_lines(chunks, longest=longest):
+        index, request = split_label(raw)
+        fields = json.loads(request)
+        yield Line(index=index, custom_id=fields["custom_id"], url=fields["url"], body=fields["body"])
+
+
+def label(index: int) -> bytes:
+    """What stands before a line of an arranged batch: its place among the batch's lines."""
+    return b"%d\t" % index
+
+
+def split_label(raw: bytes) -> tuple[int, bytes]:
+    """The place of a line of an arranged batch, and the line."""
+    place, _, line = raw.partition(b"\t")
+    return int(place), line
 
 
 def answered(line: Line, body: dict[str, Any], usage: Usage) -> LineResult:

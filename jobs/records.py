@@ -91,7 +91,8 @@ class Batch:
 
     `times` maps a status' timestamp field (`in_progress_at`, …) to Unix seconds. `closing` says why a batch is being
     wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice
-    writes the same files; they are shown only once the files exist.
+    writes the same files; they are shown only once the files exist. An `arranged` batch is run in another order than
+    the file's (`arranging.py`).
     """
 
     id: str
@@ -114,20 +115,36 @@ class Batch:
     errors: tuple[BatchError, ...] = ()
     times: dict[str, int] = field(default_factory=dict)
     num_shards: int = 0
+    arranged: bool = False
 
     @property
     def input_blob(self) -> str:
         return f"jobs/{self.id}/input" if self.kind == "job" else f"files/{self.input_file_id}"
 
+    @property
+    def arranged_blob(self) -> str:
+        """Where the lines of an arranged batch lie in the order in which they are run."""
+        return f"arranged/{self.id}"
+
+    @property
+    def lines_blob(self) -> str:
+        """What the shards are ranges of."""
+        return self.arranged_blob if self.arranged else self.input_blob
+
     def segment_blob(self, shard: int, part: Literal["output", "error"]) -> str:
         """Where the sealed results of one shard lie until the batch's files are joined."""
         folder = "jobs" if self.kind == "job" else "segments"
-        return f"{folder}/{self.id}/{shard:08d}.{part}"
+        # In another order shards are other lines: no late writer may take one for the other.
+        order = "arranged-" if self.arranged else ""
+        return f"{folder}/{self.id}/{order}{shard:08d}.{part}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A range of lines of a batch: `num_lines` lines from `first_line` (0-based), `size` bytes from `offset`."""
+    """A range of lines of a batch: `num_lines` lines from `first_line` (0-based), `size` bytes from `offset`.
+
+    Both are told in the order in which the batch is run.
+    """
 
     index: int
     first_line: int

@@ -52,7 +52,7 @@ class Shards:
 
     # Before they run
 
-    def begin(self, batch_id: str, shards: Sequence[Shard], *, model: str, total: int) -> None:
+    def begin(self, batch_id: str, shards: Sequence[Shard], *, model: str, total: int, arranged: bool = False) -> None:
         """Write down a validated batch's shards and let it run. A second time changes nothing."""
         draft = owner_id()
         shards_draft, waiting_draft = _keys(batch_id, f"shards:{draft}", f"waiting:{draft}")
@@ -66,7 +66,7 @@ class Shards:
         pipe.expire(waiting_draft, DRAFT_TTL_S)
         pipe.execute()
         keys = [*_keys(batch_id, "batch", "shards", "waiting"), shards_draft, waiting_draft]
-        self.scripts["begin"](keys=keys, args=[int(time.time()), total, len(shards), model])
+        self.scripts["begin"](keys=keys, args=[int(time.time()), total, len(shards), model, int(arranged)])
 
     def feed(self, batch_ids: Sequence[str], window: int) -> list[list[int]]:
         """Move waiting shards to queued until `window` of a batch are queued; the caller puts them into RQ."""
@@ -159,12 +159,12 @@ class Shards:
 
     # When they are done
 
-    def spool(self, batch_id: str, shard: int) -> list[tuple[str, bytes]]:
-        """The committed lines of a shard in input order, as (outcome code, data)."""
+    def spool(self, batch_id: str, shard: int) -> list[tuple[int, str, bytes]]:
+        """The committed lines of a shard in input order, as (index, outcome code, data)."""
         (key,) = _keys(batch_id, f"spool:{shard}")
         spool: dict[Any, Any] = self.redis.hgetall(key)
         lines = sorted((int(index), value) for index, value in spool.items())
-        return [(value[:1].decode(), value[1:]) for _, value in lines]
+        return [(index, value[:1].decode(), value[1:]) for index, value in lines]
 
     def seal(self, claim: Claim, segment: Segment) -> SealReply:
         """Note that the shard's segment is in the blob store, and drop the spool."""

@@ -293,6 +293,7 @@ def _batch(raw: Mapping[Any, Any]) -> Batch:
         created_at=int(fields["created_at"]),
         expires_at=int(fields["expires_at"]),
         num_shards=int(fields["num_shards"]),
+        arranged=fields.get("arranged") == "1",
         metadata=json.loads(fields["metadata"]) if "metadata" in fields else None,
         errors=tuple(BatchError(**error) for error in json.loads(fields.get("errors", "[]"))),
         counts=Counts(**{name: int(fields[name]) for name in Counts.__dataclass_fields__}),

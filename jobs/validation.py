@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NoReturn
 
+from .arranging import Beginnings
 from .errors import BlobMissing, UserError
 from .lines import split_lines
 from .records import CHAT, Batch, BatchError, Shard
@@ -40,6 +41,16 @@ class Validated:
     shards: tuple[Shard, ...]
     total: int
     model: str
+    arrangement: Arrangement | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """A better order to run the lines in, and the shards of a copy of the file in that order."""
+
+    beginnings: Beginnings
+    order: list[int]
+    shards: tuple[Shard, ...]
 
 
 @dataclass(slots=True)
@@ -49,6 +60,7 @@ class _Findings:
     errors: list[BatchError] = field(default_factory=list)
     shards: list[Shard] = field(default_factory=list)
     hashes: array[int] = field(default_factory=lambda: array("Q"))
+    beginnings: Beginnings = field(default_factory=Beginnings)
     model: str | None = None
 
     def add(self, line: int | None, code: str, message: str, param: str | None = None) -> None:
@@ -84,7 +96,23 @@ def validate(
         shards=() if found.errors else tuple(found.shards),
         total=total,
         model=found.model or "",
+        arrangement=None if found.errors else _arrangement(found.beginnings, settings),
     )
+
+
+def _arrangement(beginnings: Beginnings, settings: Settings) -> Arrangement | None:
+    order = beginnings.order()
+    if order is None:
+        return None
+    shards: list[Shard] = []
+    first = start = offset = 0
+    for place, index in enumerate(order):
+        if place - first == settings.shard_lines or (place > first and offset - start >= MAX_SHARD_BYTES):
+            shards.append(_shard(len(shards), first, place, start, offset))
+            first, start = place, offset
+        offset += beginnings.line_size(index)
+    shards.append(_shard(len(shards), first, len(order), start, offset))
+    return Arrangement(beginnings=beginnings, order=order, shards=tuple(shards))
 
 
 def _scan(
@@ -101,37 +129,44 @@ def _scan(
         if total == settings.max_batch_lines:
             raise UserError(f"The batch holds more than {total} requests (PRESSRUN_MAX_BATCH_LINES).")
         if total - first == settings.shard_lines or (total > first and offset - start >= MAX_SHARD_BYTES):
-            found.shards.append(_shard(found, first, total, start, offset))
+            found.shards.append(_shard(len(found.shards), first, total, start, offset))
             first = total
         if total == first:
             start = offset
-        _check_line(batch, raw, number, models, settings, found)
+        body = _check_line(batch, raw, number, models, settings, found)
+        found.beginnings.add(offset, len(raw), body)
         total += 1
         end = offset + len(raw)
     if total > first:
-        found.shards.append(_shard(found, first, total, start, end))
+        found.shards.append(_shard(len(found.shards), first, total, start, end))
     return total
 
 
-def _shard(found: _Findings, first: int, stop: int, start: int, end: int) -> Shard:
-    return Shard(index=len(found.shards), first_line=first, num_lines=stop - first, offset=start, size=end - start)
+def _shard(index: int, first: int, stop: int, start: int, end: int) -> Shard:
+    return Shard(index=index, first_line=first, num_lines=stop - first, offset=start, size=end - start)
 
 
-def _check_line(batch: Batch, raw: bytes, number: int, models: set[str], settings: Settings, found: _Findings) -> None:
+def _check_line(
+    batch: Batch, raw: bytes, number: int, models: set[str], settings: Settings, found: _Findings
+) -> dict[str, Any]:
+    """Note what is wrong with a line; return its body, as far as there is one."""
     if len(raw) > settings.max_line_bytes:
         limit = settings.max_line_bytes
-        return found.add(number, "invalid_request", f"The line is longer than {limit} bytes (PRESSRUN_MAX_LINE_BYTES).")
+        found.add(number, "invalid_request", f"The line is longer than {limit} bytes (PRESSRUN_MAX_LINE_BYTES).")
+        return {}
     line = parse_object(raw)
     if line is None:
-        return found.add(number, "invalid_json_line", "This line is not parseable as valid JSON.")
+        found.add(number, "invalid_json_line", "This line is not parseable as valid JSON.")
+        return {}
     for name in REQUIRED:
         if line.get(name) is None:
             found.add(number, "missing_required_parameter", f"Missing required parameter: '{name}'.", name)
     _check_envelope(batch, line, number, found)
     body = line.get("body")
-    if isinstance(body, dict):
-        _check_body(batch, body, number, models, found)
-    return None
+    if not isinstance(body, dict):
+        return {}
+    _check_body(batch, body, number, models, found)
+    return body
 
 
 def _check_envelope(batch: Batch, line: dict[str, Any], number: int, found: _Findings) -> None:

@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 
 from ..jobs.backend import Backend
 from ..jobs.ids import owner_id
-from ..jobs.lines import read_requests
+from ..jobs.lines import requests_of
 from ..jobs.records import Claim, Line, LineResult
 from .patience import Patiently
 from .prompts import Prepared, Prompts
@@ -95,7 +95,5 @@ class Intake:
         return Taken(ticket=ticket, claim=claim, lines=tuple(self._prompts.prepare(lines)))
 
     def _missing(self, claim: Claim) -> list[Line]:
-        batch, shard = claim.batch, claim.shard
-        chunks = self._backend.blobs_of(batch).open(batch.input_blob, shard.offset, shard.size)
-        lines = read_requests(chunks, first=shard.first_line, longest=shard.size)
+        lines = requests_of(self._backend.blobs_of(claim.batch), claim.batch, claim.shard)
         return [line for line in lines if line.index not in claim.done]

@@ -22,7 +22,7 @@ from pressrun.api.app import create_app
 from pressrun.jobs.backend import Backend, connect
 from pressrun.jobs.finish import seal_shard
 from pressrun.jobs.ids import owner_id
-from pressrun.jobs.lines import read_requests
+from pressrun.jobs.lines import requests_of
 from pressrun.jobs.records import Line, LineResult, ModelCard, ShardCommit
 from pressrun.jobs.settings import Settings, load_settings
 
@@ -127,8 +127,7 @@ def seal_results(backend: Backend, batch_id: str, run: Callable[[Line], LineResu
         claim = backend.shards.claim(batch_id, shard, owner_id(), lease_s=30)
         assert claim is not None
         part = claim.shard
-        chunks = backend.blobs_of(claim.batch).open(claim.batch.input_blob, part.offset, part.size)
-        results = tuple(run(line) for line in read_requests(chunks, first=part.first_line, longest=2**20))
+        results = tuple(run(line) for line in requests_of(backend.blobs_of(claim.batch), claim.batch, part))
         commit = ShardCommit(
             batch_id=batch_id, shard=shard, owner=claim.owner, num_lines=part.num_lines, results=results
         )

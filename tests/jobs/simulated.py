@@ -16,7 +16,7 @@ from pressrun.jobs.blobs import Blobs
 from pressrun.jobs.errors import UserError
 from pressrun.jobs.finish import seal_shard
 from pressrun.jobs.ids import owner_id
-from pressrun.jobs.lines import answered, read_requests, refused
+from pressrun.jobs.lines import answered, refused, requests_of
 from pressrun.jobs.queue import QUEUE_OF, rq_queue
 from pressrun.jobs.records import BatchKind, Claim, Line, LineResult, ShardCommit, Usage
 
@@ -142,9 +142,7 @@ def answer(line: Line, run: int = 1) -> LineResult:
 
 def missing(backend: Backend, claim: Claim) -> list[Line]:
     """The lines of a claimed shard that have no result yet."""
-    shard = claim.shard
-    chunks = backend.blobs_of(claim.batch).open(claim.batch.input_blob, shard.offset, shard.size)
-    lines = read_requests(chunks, first=shard.first_line, longest=shard.size)
+    lines = requests_of(backend.blobs_of(claim.batch), claim.batch, claim.shard)
     return [line for line in lines if line.index not in claim.done]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from redis.exceptions import LockNotOwnedError
 
+from pressrun.jobs import arranging
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.errors import BlobMissing, Conflict
 from pressrun.jobs.records import ENDED, Batch
@@ -34,6 +35,12 @@ NAMES = [f"c{i}" for i in range(NUM_LINES)]
 NUM_STORIES, NUM_SLICES = int(os.environ.get("PRESSRUN_TEST_STORIES", "96")), 8
 # What an action may end in because another was faster; it is tried again, as its caller would.
 LATE = (LockNotOwnedError, BlobMissing, Conflict)
+
+
+@pytest.fixture(autouse=True)
+def arranging_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arranging, "BOUNDARIES", (16, 64))
+    monkeypatch.setattr(arranging, "WINDOW_BYTES", 1)
 
 
 class Inline(Housekeeper):
@@ -86,8 +93,7 @@ class Story:
             body = chat_line("x")["body"]
             self.start(lambda backend: create_job(backend, url=CHAT, body=body))
         else:
-            raw = encode(*map(chat_line, NAMES))
-            file = create_file(self.backend, filename="in.jsonl", purpose="batch", chunks=[raw])
+            file = create_file(self.backend, filename="in.jsonl", purpose="batch", chunks=[self.input()])
             self.start(
                 lambda backend: create_batch(backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
             )
@@ -95,6 +101,13 @@ class Story:
             self.processes[0].finish()
             self.start(tick)
             self.processes[1].finish()
+
+    def input(self) -> bytes:
+        """Lines that are run in their own order, or two beginnings in turn, which are brought together."""
+        if self.chance.random() < 0.5:
+            return encode(*map(chat_line, NAMES))
+        topics = [[{"role": "user", "content": f"topic {i % 2} " * 9}] for i in range(NUM_LINES)]
+        return encode(*(chat_line(name, messages=topic) for name, topic in zip(NAMES, topics, strict=True)))
 
     def start(self, action: Callable[[Backend], Any]) -> None:
         self.processes.append(Process(self.backend, action))
@@ -248,8 +261,7 @@ def test_a_machine_that_loses_power_takes_no_line_with_it(
     with own_valkey.client() as redis:
         story = Story(backend_on(settings, redis), seed)
         serve_model(story.backend)
-        raw = encode(*map(chat_line, NAMES))
-        file = create_file(story.backend, filename="in.jsonl", purpose="batch", chunks=[raw])
+        file = create_file(story.backend, filename="in.jsonl", purpose="batch", chunks=[story.input()])
         batch = create_batch(story.backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
         story.batch_id = batch.id
 

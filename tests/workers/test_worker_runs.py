@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any
 
@@ -20,6 +21,18 @@ def test_a_batch_runs_to_its_end_and_every_line_is_answered_in_order(farm: Any) 
     assert (ended.counts.completed, ended.counts.failed) == (100, 0)
     assert ended.usage.output_tokens == 800
     assert ended.usage.input_tokens == sum(line["response"]["body"]["usage"]["prompt_tokens"] for line in output)
+
+
+def test_scattered_questions_are_run_by_document_and_answered_in_the_files_order(farm: Any) -> None:
+    farm.work()
+    draw = random.Random(0)
+    documents = ["".join(draw.choices("abcdefgh", k=3000)) for _ in range(400)]
+    lines = [farm.ask(f"line-{i:04}", documents[7 * i % 400] + str(i)) for i in range(1200)]
+    batch = farm.batch(lines)
+    output, errors = farm.results(batch)
+    assert [line["custom_id"] for line in output] == [line["custom_id"] for line in lines]
+    assert errors == []
+    assert farm.backend.store.batch(batch.id).arranged
 
 
 def test_a_bad_line_becomes_an_error_line_alone(farm: Any) -> None:

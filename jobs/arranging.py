@@ -1,0 +1,142 @@
+"""Lines of a batch in an order that brings prompts together which begin alike, if that is worth it.
+
+What prompts share is computed once while they run close to each other. Where lines that share more than a few hundred
+bytes lie too far apart in the file, the batch is run from a copy of it in which they follow each other; every line of
+the copy carries its place in the file, and the results go back into that order. Prompts are compared by hashes of their
+first 512, 1024, … bytes, before any template or tokenizer sees them. Knows nothing of models or shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any
+
+from .lines import label, split_label, split_lines
+
+# So many bytes from the beginning are compared, in steps that double.
+BOUNDARIES = tuple(512 << i for i in range(8))
+HASH_BYTES = 8
+# Prompts within so many bytes are run together whatever the order: a worker has more than that in hand.
+WINDOW_BYTES = 1 << 20
+# Of the prompts' bytes, so much more must be shared for a copy of the file to be worth it.
+MIN_GAIN = 0.1
+# A batch of more lines is run in its own order: keys are held in memory.
+MAX_LINES = 200_000
+
+
+class Beginnings:
+    """Takes in the lines of a file one after another; `order` says in which they should run."""
+
+    def __init__(self) -> None:
+        self.offsets, self.sizes = array("Q"), array("L")
+        self._keys: list[bytes] = []
+        # The prompts' bytes up to each line's end.
+        self._ends = array("Q")
+
+    def add(self, offset: int, size: int, body: dict[str, Any]) -> None:
+        """The next line: where it lies in the file, and the request in it."""
+        if len(self._keys) > MAX_LINES:
+            return
+        text = prompt_bytes(body)
+        self.offsets.append(offset)
+        self.sizes.append(size)
+        self._keys.append(_key(text))
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
+
+    def order(self) -> list[int] | None:
+        """The lines' places in the file, in the order in which to run them; None where the file's own is as good."""
+        keys, ends = self._keys, self._ends
+        if not keys or ends[-1] <= WINDOW_BYTES or len(keys) > MAX_LINES:
+            return None
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        in_file, arranged = [0] * len(keys), 0
+        for level, boundary in enumerate(BOUNDARIES):
+            for run in _runs(order, keys, (level + 1) * HASH_BYTES):
+                arranged += (len(run) - 1) * (boundary - (BOUNDARIES[level - 1] if level else 0))
+                run.sort()
+                for before, after in pairwise(run):
+                    if ends[after] - ends[before] <= WINDOW_BYTES:
+                        in_file[after] = boundary
+        return order if arranged - sum(in_file) >= MIN_GAIN * ends[-1] else None
+
+    def line_size(self, index: int) -> int:
+        """The bytes of a line in the copy."""
+        return len(label(index)) + self.sizes[index] + 1
+
+
+def prompt_bytes(body: dict[str, Any]) -> bytes:
+    """What a request begins with, as far as it can be told from its body; nothing for what is not understood."""
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        return b"\0".join(_text(message.get("content")) for message in messages if isinstance(message, dict))
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    return _text(prompt)
+
+
+def arranged_copy(chunks: Iterable[bytes], beginnings: Beginnings, order: list[int]) -> Iterator[bytes]:
+    """The file's lines in another order, each behind its place in the file. Passes the file through a temporary one."""
+    with tempfile.TemporaryFile() as copy:
+        for chunk in chunks:
+            copy.write(chunk)
+        for index in order:
+            copy.seek(beginnings.offsets[index])
+            yield label(index) + copy.read(beginnings.sizes[index]) + b"\n"
+
+
+def in_file_order(segments: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    """The lines of segments, which carry their places, in the order of those and without them.
+
+    Passes them through a temporary file; what is held in memory is three numbers a line.
+    """
+    indices, offsets, sizes = array("Q"), array("Q"), array("Q")
+    with tempfile.TemporaryFile() as copy:
+        for segment in segments:
+            for _, raw in split_lines(segment, longest=sys.maxsize):
+                index, line = split_label(raw)
+                indices.append(index)
+                offsets.append(copy.tell())
+                sizes.append(copy.write(line + b"\n"))
+        for place in sorted(range(len(indices)), key=indices.__getitem__):
+            copy.seek(offsets[place])
+            yield copy.read(sizes[place])
+
+
+def _text(content: Any) -> bytes:
+    if isinstance(content, str):
+        return content.encode(errors="surrogatepass")
+    if isinstance(content, list):
+        return b" ".join(_text(part.get("text")) if isinstance(part, dict) else b"%r" % part for part in content)
+    return b""
+
+
+def _key(text: bytes) -> bytes:
+    """A hash of the text up to each boundary that it reaches, one behind the other."""
+    digest, key, start = hashlib.blake2b(digest_size=HASH_BYTES), b"", 0
+    for boundary in BOUNDARIES:
+        if len(text) < boundary:
+            break
+        digest.update(text[start:boundary])
+        key += digest.digest()
+        start = boundary
+    return key
+
+
+def _runs(order: list[int], keys: list[bytes], length: int) -> Iterator[list[int]]:
+    """Lines whose keys agree in their first bytes, where more than one does."""
+    run: list[int] = []
+    for index in order:
+        if run and keys[index][:length] == keys[run[-1]][:length] and len(keys[index]) >= length:
+            run.append(index)
+            continue
+        if len(run) > 1:
+            yield run
+        run = [index] if len(keys[index]) >= length else []
+    if len(run) > 1:
+        yield run
