@@ -25,17 +25,18 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ..jobs.errors import Conflict, StoreUnavailable, UserError
+from ..jobs.errors import BlobsUnavailable, Conflict, StoreUnavailable, UserError
 from ..jobs.invalid import invalid_type, user_error
 
 log = logging.getLogger("pressrun.api")
 
-REDIS_AWAY: tuple[type[Exception], ...] = (
+AWAY: tuple[type[Exception], ...] = (
     RedisConnectionError,
     RedisTimeoutError,
     ReadOnlyError,
     OutOfMemoryError,
     StoreUnavailable,
+    BlobsUnavailable,
 )
 RETRY_AFTER_S = 1
 
@@ -53,8 +54,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(UserError, _on_user_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
-    for away in REDIS_AWAY:
-        app.add_exception_handler(away, _on_redis_away)
+    for away in AWAY:
+        app.add_exception_handler(away, _on_away)
 
 
 def error_response(error: UserError, headers: Mapping[str, str] | None = None) -> Response:
@@ -81,8 +82,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return error_response(described, error.headers)
 
 
-async def _on_redis_away(request: Request, error: Exception) -> Response:
-    log.warning("%s %s: Redis is not available: %s", request.method, request.url.path, error)
+async def _on_away(request: Request, error: Exception) -> Response:
+    log.warning("%s %s: the store is not available: %s", request.method, request.url.path, error)
     message = "The server's store is not available now. Try again shortly."
     answer = UserError(message, code="service_unavailable", status=503)
     return error_response(answer, {"Retry-After": str(RETRY_AFTER_S)})

@@ -13,13 +13,13 @@ from fastapi import APIRouter, Request, Response
 from .. import __version__
 from ..jobs.backend import Backend
 from .deps import BackendDep
-from .errors import REDIS_AWAY, RETRY_AFTER_S
+from .errors import AWAY, RETRY_AFTER_S
 from .schemas import Health
 
 router = APIRouter(tags=["health"])
 log = logging.getLogger("pressrun.api")
 
-UNREACHABLE: tuple[type[Exception], ...] = (*REDIS_AWAY, TimeoutError)
+UNREACHABLE: tuple[type[Exception], ...] = (*AWAY, TimeoutError)
 DEADLINE_S = 3.0
 NUM_THREADS = 4
 

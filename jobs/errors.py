@@ -6,6 +6,7 @@ PressrunError
 │   ├── NotFound         404: no object with this id
 │   └── Conflict         409: the object is not in a state that allows this
 ├── StoreUnavailable     Redis did not answer, or could not make a write durable
+├── BlobsUnavailable     the blob store did not answer, or refused
 └── BlobMissing          a blob that the store points to is not there
 """
 
@@ -58,6 +59,10 @@ class Conflict(UserError):
 
 class StoreUnavailable(PressrunError):
     """Redis did not answer, or could not make a write durable."""
+
+
+class BlobsUnavailable(PressrunError):
+    """The blob store did not answer, or refused."""
 
 
 class BlobMissing(PressrunError):

@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     )
     blob_url: str | None = Field(
         None,
-        description="Where files and results lie: file:///path or redis:. Unset: disk, in the data folder.",
+        description="Where files and results lie: file:///path, s3://bucket/prefix or redis:. "
+        "Unset: disk, in the data folder.",
     )
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port that the API listens on.")

@@ -13,6 +13,8 @@ from pressrun.cli.model import SMOLLM2, ensure_model
 from pressrun.cli.prompts import humaneval_prompts, mtbench_prompts
 from pressrun.jobs.embedded import EmbeddedValkey
 
+from .weed import running_weed
+
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
@@ -43,6 +45,15 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Valkey that lives as long as the test session."""
     with EmbeddedValkey(tmp_path_factory.mktemp("redis")) as valkey:
         yield valkey.url
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket on a SeaweedFS of the tests' own; boto3 finds it by the environment."""
+    with running_weed(tmp_path_factory.mktemp("weed")) as (endpoint, environ), pytest.MonkeyPatch.context() as patch:
+        for name, value in (environ | {"AWS_ENDPOINT_URL_S3": endpoint, "AWS_REGION": "us-east-1"}).items():
+            patch.setenv(name, value)
+        yield f"s3://{environ['S3_BUCKET']}"
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Waiting for a Redis that does not answer: with back-off, and not for ever.
+"""Waiting for a Redis or a blob store that does not answer: with back-off, and not for ever.
 
 What is retried here must be safe to do twice, because an answer that was lost may stand for a write that was not.
 """
@@ -14,14 +14,14 @@ from redis.exceptions import AuthenticationError, MasterDownError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..jobs.errors import StoreUnavailable
+from ..jobs.errors import BlobsUnavailable, StoreUnavailable
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 300.0
 # Down, unreachable, loading its data, or a replica that has not been made the primary yet.
-PASSING = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError)
+PASSING = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError, BlobsUnavailable)
 
 
 class Patiently(Protocol):
@@ -31,7 +31,7 @@ class Patiently(Protocol):
 
 
 def patiently(action: Callable[[], T], *, patience_s: Callable[[], float] = lambda: PATIENCE_S) -> T:
-    """Do `action` until Redis answers. Raises StoreUnavailable after `patience_s()` seconds (asked every time)."""
+    """Do `action` until it is answered. Raises StoreUnavailable after `patience_s()` seconds (asked every time)."""
     started, pause_s = time.monotonic(), 0.05
     while True:
         try:
@@ -39,7 +39,7 @@ def patiently(action: Callable[[], T], *, patience_s: Callable[[], float] = lamb
         except PASSING as error:
             waited_s = time.monotonic() - started
             if isinstance(error, AuthenticationError) or waited_s >= patience_s():
-                raise StoreUnavailable(f"Redis did not answer for {waited_s:.0f} s: {error}") from error
-            log.warning("waiting for Redis: %s", error)
+                raise StoreUnavailable(f"no answer for {waited_s:.0f} s: {error}") from error
+            log.warning("waiting for an answer: %s", error)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, 2.0)

@@ -1,4 +1,4 @@
-"""Blob stores: bytes under a key, on disk or in Redis. The scheme of a URL picks the file.
+"""Blob stores: bytes under a key, on disk, in S3 or in Redis. The scheme of a URL picks the file.
 
 A blob appears whole or not at all: a reader never sees a part of one, and writing it again replaces it. Keys are
 `/`-separated names that Pressrun makes itself.
@@ -18,7 +18,7 @@ from .redis import RedisBlobs
 
 
 class Blobs(Protocol):
-    """What every blob store does. All methods are blocking and thread-safe."""
+    """What every blob store does. All methods are blocking and thread-safe; BlobsUnavailable is raised by any."""
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         """Store the chunks under `key` and return their size; durable when it returns."""
@@ -37,10 +37,14 @@ class Blobs(Protocol):
 
 
 def open_blobs(url: str, redis: Redis) -> Blobs:
-    """The blob store that a URL names: `file:///folder` or `redis:` (the store's own Redis)."""
+    """The blob store that a URL names: `file:///folder`, `s3://bucket/prefix` or `redis:` (the store's own Redis)."""
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.path and not parts.netloc:
         return DiskBlobs(unquote(parts.path))
     if url == "redis:":
         return RedisBlobs(redis)
-    raise SettingsError(f"PRESSRUN_BLOB_URL={url!r}: expected file:///folder or redis:")
+    if parts.scheme == "s3" and parts.netloc and not parts.query:
+        from .s3 import S3Blobs  # boto3 takes its time, and only who uses it should
+
+        return S3Blobs(parts.netloc, unquote(parts.path).strip("/"))
+    raise SettingsError(f"PRESSRUN_BLOB_URL={url!r}: expected file:///folder, s3://bucket/prefix or redis:")

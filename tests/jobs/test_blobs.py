@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from botocore.config import Config
+from botocore.exceptions import ResponseStreamingError
 from redis import Redis
 
 from pressrun.jobs.blobs import Blobs, open_blobs
+from pressrun.jobs.blobs import s3 as s3_module
 from pressrun.jobs.blobs.disk import DiskBlobs
 from pressrun.jobs.blobs.redis import CHUNK, RedisBlobs
-from pressrun.jobs.errors import BlobMissing, SettingsError
+from pressrun.jobs.blobs.s3 import S3Blobs
+from pressrun.jobs.errors import BlobMissing, BlobsUnavailable, SettingsError
 
 
-@pytest.fixture(params=["disk", "redis"])
+@pytest.fixture(params=["disk", "redis", "s3"])
 def blobs(request: pytest.FixtureRequest, redis: Redis, tmp_path: Path) -> Blobs:
+    if request.param == "s3":
+        return open_blobs(f"{request.getfixturevalue('s3_url')}/{secrets.token_hex(4)}", redis)
     return open_blobs((tmp_path / "blobs").as_uri() if request.param == "disk" else "redis:", redis)
 
 
@@ -159,7 +167,112 @@ def test_a_url_picks_the_store_and_a_folder_with_spaces_is_one(redis: Redis, tmp
     assert isinstance(open_blobs("redis:", redis), RedisBlobs)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket", "file:", "file://host/folder", "/folder", "redis://other:6379/0", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["s3:", "s3:///key", "s3://bucket/a?b=c", "file:", "file://host/folder", "/folder", "redis://other:6379/0", ""],
+)
 def test_a_url_that_names_no_store_is_refused(redis: Redis, url: str) -> None:
     with pytest.raises(SettingsError, match="PRESSRUN_BLOB_URL"):
         open_blobs(url, redis)
+
+
+@pytest.fixture
+def s3(s3_url: str) -> S3Blobs:
+    return S3Blobs(s3_url.removeprefix("s3://"), secrets.token_hex(4))
+
+
+def uploads(s3: S3Blobs) -> list[str]:
+    """Of parts that wait to be completed."""
+    return [one["Key"] for one in s3._client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads", ())]
+
+
+def test_a_large_object_is_uploaded_in_parts_and_a_failed_upload_leaves_none(
+    s3: S3Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "PART_BYTES", 5 * 2**20)
+    block = bytes(range(256)) * 4096  # 1 MiB
+
+    def chunks(broken: bool) -> Iterator[bytes]:
+        for i in range(13):
+            if broken and i == 12:
+                assert uploads(s3) != []
+                raise RuntimeError("the upload broke off")
+            yield block
+
+    with pytest.raises(RuntimeError, match="broke off"):
+        s3.put("a/b", chunks(broken=True))
+    assert uploads(s3) == []
+    with pytest.raises(BlobMissing):
+        s3.size("a/b")
+    assert s3.put("a/b", chunks(broken=False)) == s3.size("a/b") == 13 * 2**20
+    assert read(s3, "a/b", 6 * 2**20 - 1, 3) == block[-1:] + block[:2]
+    assert read(s3, "a/b") == block * 13
+
+
+def test_parts_grow_so_that_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "PART_BYTES", 10)
+    monkeypatch.setattr(s3_module, "PARTS_OF_A_SIZE", 3)
+    parts = list(s3_module._parts([b"xxxx"] * 60))
+    assert b"".join(parts) == b"x" * 240
+    assert [len(part) for part in parts] == [12, 12, 12, 20, 20, 20, 40, 40, 40, 24]
+    assert list(s3_module._parts([])) == []
+
+
+def test_a_reader_goes_on_where_a_connection_broke_off(s3: S3Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = secrets.token_bytes(3 * CHUNK)
+    s3.put("a/b", [whole])
+    get, num_calls = s3._client.get_object, 0
+
+    class Breaking:
+        def __init__(self, body: Any) -> None:
+            self._body, self._left = body, 1
+
+        def __enter__(self) -> Breaking:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._body.close()
+
+        def read(self, size: int) -> bytes:
+            if not self._left:
+                raise ResponseStreamingError(error="cut")
+            self._left -= 1
+            return self._body.read(size)
+
+    def broken(**arguments: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        response = get(**arguments)
+        return response | {"Body": Breaking(response["Body"])}
+
+    monkeypatch.setattr(s3._client, "get_object", broken)
+    assert read(s3, "a/b", 5) == whole[5:]
+    assert num_calls > 2
+    s3.put("a/b", [whole])
+    chunks = s3.open("a/b")
+    next(chunks)
+    s3.put("a/b", [b"another"])
+    with pytest.raises(BlobMissing):
+        list(chunks)  # It never mixes two objects.
+
+
+def test_a_server_that_is_away_is_a_clear_error(s3: S3Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setattr(s3_module, "CONFIG", s3_module.CONFIG.merge(Config(retries={"total_max_attempts": 1})))
+    away = S3Blobs("pressrun")  # It may come.
+    for call in (
+        lambda: away.put("a", [b"x"]),
+        lambda: away.open("a"),
+        lambda: away.list("a"),
+        lambda: away.delete("a"),
+    ):
+        with pytest.raises(BlobsUnavailable, match="s3://pressrun/a"):
+            call()
+
+
+def test_a_bucket_that_is_none_of_ours_is_refused_by_its_name(s3: S3Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"PRESSRUN_BLOB_URL.*'nobodys' does not exist"):
+        S3Blobs("nobodys")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(SettingsError, match=r"PRESSRUN_BLOB_URL.*may not be used with these credentials"):
+        S3Blobs("pressrun")

@@ -242,6 +242,20 @@ def test_whatever_dies_or_stalls_every_line_comes_out_once(
                 raise
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_it_is_the_same_over_s3(forgetful_valkey: OwnValkey, tmp_path: Path, s3_url: str, seed: int) -> None:
+    settings = load_settings(
+        {},
+        data_dir=tmp_path,
+        blob_url=f"{s3_url}/stories-{seed}",
+        shard_lines=SHARD_LINES,
+        feed_window=3,
+        max_attempts=4,
+    )
+    with forgetful_valkey.client() as redis:
+        Story(backend_on(settings, redis), seed).tell()
+
+
 @pytest.mark.parametrize("seed", range(int(os.environ.get("PRESSRUN_TEST_BLACKOUTS", "4"))))
 def test_a_machine_that_loses_power_takes_no_line_with_it(
     own_valkey: OwnValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int

