@@ -19,6 +19,7 @@ import logging
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 
 from .config import EngineConfig
 from .errors import OutOfMemory
@@ -62,9 +63,15 @@ class Engine:
             num_graphed_tokens=sizes.num_graphed_tokens,
         )
         shares_reading = loaded.device.type == "cuda" and not any(loaded.config.windows)
-        self._runner.warm_up(
-            num_paced_tokens=sizes.num_paced_tokens, shares_reading=shares_reading and config.enable_prefix_caching
-        )
+        try:
+            self._runner.warm_up(
+                num_paced_tokens=sizes.num_paced_tokens, shares_reading=shares_reading and config.enable_prefix_caching
+            )
+        except torch.OutOfMemoryError as e:
+            raise OutOfMemory(
+                f"captured steps do not fit beside the KV cache: lower gpu_memory_utilization "
+                f"({config.gpu_memory_utilization:g}) or max_num_seqs ({num_rows}), or set enforce_eager"
+            ) from e
         self._scheduler = Scheduler(
             pool=PagePool(len(kv.keys[0])),
             rows=self._rows,
@@ -159,16 +166,23 @@ class Engine:
         try:
             return plan, self._runner.launch(plan)
         except OutOfMemory as e:
-            settings = (
-                f"lower gpu_memory_utilization ({self._config.gpu_memory_utilization:g}), max_num_seqs "
-                f"({len(self._rows.sequences)}) or max_num_batched_tokens"
-            )
-            if self._scheduler.num_running == 1:
-                raise OutOfMemory(f"one sequence does not fit beside the KV cache: {settings}; {e}") from e
-            max_running = self._scheduler.num_running // 2
-            log.warning("out of memory, at most %d sequences run from now on: %s; %s", max_running, settings, e)
-            self._scheduler.start_over(max_running)
+            self._make_do(len(plan.token_ids), len(plan.rows), e)
             return None
+
+    def _make_do(self, num_tokens: int, num_rows: int, error: OutOfMemory) -> None:
+        """Have steps of half as many sequences and tokens from now on; raise if that is no step any more."""
+        advice = (
+            f"lower gpu_memory_utilization ({self._config.gpu_memory_utilization:g}), max_num_seqs "
+            f"({len(self._rows.sequences)}) or max_num_batched_tokens"
+        )
+        if num_tokens == 1:
+            raise OutOfMemory(f"not even one token fits beside the KV cache: {advice}; {error}") from error
+        max_running, max_tokens = max(1, num_rows // 2), num_tokens // 2
+        log.warning(
+            "out of memory; from now on a step has at most %d sequences and %d tokens: %s; %s",
+            *(max_running, max_tokens, advice, error),
+        )
+        self._scheduler.start_over(max_running=max_running, max_tokens=max_tokens)
 
     def _land(self, plan: Plan, flight: Flight) -> list[Output]:
         """Take in what a step drew."""

@@ -8,6 +8,7 @@ R rows of the engine, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -19,6 +20,12 @@ from ..kernels.paged_attention import SharedPrefixes
 from ..kernels.step_inputs import StepInputs
 from .prefixes import NUM_LEVELS, NUM_SPANS, shared_prefixes
 from .shapes import Shape, Shapes
+
+log = logging.getLogger(__name__)
+
+
+# Each keeps some memory of its own; what is left aside for them holds so many.
+MOST_GRAPHS = 256
 
 
 class Compute(Protocol):
@@ -48,6 +55,7 @@ class StepGraphs:
         self._shared = torch.zeros(num_words, dtype=torch.int32, device=logits_RV.device)
         self._graphs: dict[Shape, torch.cuda.CUDAGraph] = {}
         self._has_run: set[Shape] = set()
+        self._most_graphs = MOST_GRAPHS
         self._stream = torch.cuda.Stream(logits_RV.device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -65,12 +73,18 @@ class StepGraphs:
 
     def run(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Tensor:
         """Compute the logits, by a graph if this shape has been run before. The next run overwrites them."""
-        if shape not in self._has_run:
+        graph = self._graphs.get(shape)
+        if graph is None and shape in self._has_run and len(self._graphs) < self._most_graphs:
+            try:
+                graph = self._graphs[shape] = self._capture(shape, inputs, compute)
+            except torch.OutOfMemoryError as e:
+                self._most_graphs = len(self._graphs)
+                log.warning("no memory for more than %d graphs, so none of %s: %s", self._most_graphs, shape, e)
+        if graph is None:
+            logits_SV = self._step(shape, inputs, compute)
             self._has_run.add(shape)
-            return self._step(shape, inputs, compute)
-        if shape not in self._graphs:
-            self._graphs[shape] = self._capture(shape, inputs, compute)
-        self._graphs[shape].replay()
+            return logits_SV
+        graph.replay()
         return self._logits_RV[: shape.num_rows]
 
     def drop_slow_sizes(self) -> None:

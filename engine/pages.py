@@ -104,8 +104,9 @@ class PagePool:
             self._put_empty(self._evict())
 
     def num_released(self, pages: IntArray) -> int:
-        """How many of a sequence's pages would be free if it released them."""
-        return int((self._owners[pages] == 1).sum())
+        """How many pages would be free if sequences released all of theirs, given one after another."""
+        counts = np.bincount(pages, minlength=self.num_pages)
+        return int(((counts > 0) & (counts == self._owners)).sum())
 
     def check(self, held: Iterable[IntArray]) -> None:
         """Raise AssertionError unless the books agree with `held`, the pages of every live sequence.

@@ -80,7 +80,7 @@ class Scheduler:
         self.rows = rows
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_tokens = self.num_generated_tokens = 0
-        self._budget = max_num_batched_tokens
+        self.max_tokens = max_num_batched_tokens
         self._min_paced_tokens = min_paced_tokens or max_num_batched_tokens
         self.max_running = len(rows.sequences)
         self._caching = enable_prefix_caching
@@ -159,15 +159,15 @@ class Scheduler:
         self._publish(rows_D)
         return live_D
 
-    def start_over(self, max_running: int) -> None:
-        """A planned step could not be computed: all running sequences wait again, and only so many will run at once.
+    def start_over(self, *, max_running: int, max_tokens: int) -> None:
+        """A planned step could not be computed: all running sequences wait again, and later steps are smaller.
 
         What pages hold is not believed any more. Results of a step under way are dropped, and drawn again.
         """
         while self.num_running:
             self._preempt_last()
         self.pool.forget_idle()
-        self.max_running = max_running
+        self.max_running, self.max_tokens = max_running, max_tokens
 
     def check(self) -> None:
         """Raise AssertionError unless rows and page pool agree about every page."""
@@ -253,11 +253,11 @@ class Scheduler:
 
     def _step_budget(self) -> int:
         """The most tokens of the next step."""
-        ahead = self._waiting.ahead() if self._min_paced_tokens < self._budget and self.num_running else None
+        ahead = self._waiting.ahead() if self._min_paced_tokens < self.max_tokens and self.num_running else None
         if ahead is None:
-            return self._budget
+            return self.max_tokens
         num_wanted = int(self._wanted(self._running_S).sum())
-        return paced_tokens(ahead, self._remaining(), num_wanted, least=self._min_paced_tokens, most=self._budget)
+        return paced_tokens(ahead, self._remaining(), num_wanted, least=self._min_paced_tokens, most=self.max_tokens)
 
     def _remaining(self) -> FloatArray:
         """The tokens that running sequences will probably still generate."""
@@ -317,8 +317,8 @@ class Scheduler:
         if not lower.any():
             return False
         victims = self._running_S[lower].tolist()
-        num_free = self.pool.num_free + sum(
-            self.pool.num_released(self.rows.pages(row).astype(np.int64)) for row in victims
+        num_free = self.pool.num_free + self.pool.num_released(
+            np.concatenate([self.rows.pages(row) for row in victims]).astype(np.int64)
         )
         needed = self._num_new(sequence, match) + match.num_unowned
         return needed + self.num_running - len(victims) <= num_free

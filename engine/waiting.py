@@ -11,6 +11,7 @@ Knows nothing of pages' owners or rows.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,8 @@ from .forecast import FloatArray
 from .pages import IntArray
 from .sequence import Sequence
 
+# Groups within groups, so deep.
+MOST_LEVELS = 32
 # Sequences are kept together for the sake of so many tokens in common, beside those that the whole round has.
 MIN_COMMON_TOKENS = 128
 
@@ -43,6 +46,7 @@ class Waiting:
         self._page_size, self._expect = page_size, expect
         # Sequences of rounds that have begun, each with its place for good; and by priority those behind them.
         self._begun: list[tuple[tuple[int, int], Sequence]] = []
+        self._num_begun: Counter[int] = Counter()
         self._behind: dict[int, list[Sequence]] = {}
         self._num_places = 0
         # Of the round that began last: its priority and first place, and by place what its sequences want.
@@ -65,23 +69,29 @@ class Waiting:
 
     def pop(self) -> Sequence:
         """Take out who is next."""
-        return heapq.heappop(self._begun)[1]
+        (priority, _), sequence = heapq.heappop(self._begun)
+        self._num_begun[priority] -= 1
+        return sequence
 
     def put_back(self, sequence: Sequence) -> None:
         """One that has been taken out takes its place again."""
         heapq.heappush(self._begun, (sequence.order, sequence))
+        self._num_begun[sequence.request.priority] += 1
 
     def remove(self, gone: set[Sequence]) -> None:
         self._begun = [entry for entry in self._begun if entry[1] not in gone]
         heapq.heapify(self._begun)
+        self._num_begun = Counter(priority for (priority, _), _ in self._begun)
         kept = {priority: [s for s in behind if s not in gone] for priority, behind in self._behind.items()}
         self._behind = {priority: behind for priority, behind in kept.items() if behind}
 
     def ahead(self) -> Ahead | None:
         """What is left of the round that began last, if nobody waits beside or behind it."""
-        if not self._begun or self._behind or self._begun[0][0][0] != self._priority:
+        if not self._begun or self._behind or self._num_begun[self._priority] < len(self._begun):
             return None
-        start = max(0, self._begun[0][0][1] - self._first_place)
+        start = self._begun[0][0][1] - self._first_place
+        if start < 0:
+            return None
         return Ahead(prompt_tokens=np.cumsum(self._prompt_tokens[start:]), lengths=self._lengths[start:])
 
     def _begin(self, priority: int) -> None:
@@ -102,22 +112,34 @@ class Waiting:
 def arrange(sequences: list[Sequence], lengths: FloatArray, min_common: int) -> tuple[list[int], list[int]]:
     """An order for sequences, as indices, and how many first pages each has in common with the one before it.
 
-    Those with `min_common` pages in common, not counting what all have, are a group. The group whose longest member is
-    longest goes first, among equals the one that arrived first.
+    Those with `min_common` pages in common, not counting what all have, are a group, and are arranged alike. The group
+    whose longest member is longest goes first, among equals the one that arrived first.
     """
     by_pages = sorted(range(len(sequences)), key=lambda index: sequences[index].page_hashes)
     num_common = [0, *(_num_common(sequences[a].page_hashes, sequences[b].page_hashes) for a, b in pairwise(by_pages))]
-    common_to_all = min(num_common[1:], default=0)
+    arranged = _arranged(list(zip(by_pages, num_common, strict=True)), lengths, min_common, MOST_LEVELS)
+    return [index for index, _ in arranged], [0, *(common for _, common in arranged[1:])]
+
+
+def _arranged(
+    members: list[tuple[int, int]], lengths: FloatArray, min_common: int, num_levels: int
+) -> list[tuple[int, int]]:
+    """Members, each with what it has in common with the one before it, in another order."""
+    if len(members) == 1 or num_levels == 0:
+        return members
+    common_to_all = min(common for _, common in members[1:])
     groups: list[list[tuple[int, int]]] = []
-    for index, num in zip(by_pages, num_common, strict=True):
-        if not groups or num - common_to_all < min_common:
+    for place, (index, common) in enumerate(members):
+        if place == 0 or common - common_to_all < min_common:
             groups.append([])
-        groups[-1].append((index, num))
+        groups[-1].append((index, common))
     groups.sort(key=lambda group: (-max(lengths[index] for index, _ in group), min(index for index, _ in group)))
-    # Members keep what they have in common; between groups only what all have is certain.
-    order = [index for group in groups for index, _ in group]
-    common = [num if i else common_to_all for group in groups for i, (_, num) in enumerate(group)]
-    return order, [0, *common[1:]]
+    arranged: list[tuple[int, int]] = []
+    for group in groups:
+        (first, _), *others = _arranged(group, lengths, min_common, num_levels - 1)
+        # Between groups only what all have is certain.
+        arranged += [(first, common_to_all), *others]
+    return arranged
 
 
 def _num_common(one: list[bytes], other: list[bytes]) -> int:

@@ -9,14 +9,18 @@ first 512, 1024, … bytes, before any template or tokenizer sees them. Knows no
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
-from typing import Any
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 from .lines import label, split_label, split_lines
+
+log = logging.getLogger(__name__)
 
 # So many bytes from the beginning are compared, in steps that double.
 BOUNDARIES = tuple(512 << i for i in range(8))
@@ -27,6 +31,12 @@ WINDOW_BYTES = 1 << 20
 MIN_GAIN = 0.1
 # A batch of more lines is run in its own order: keys are held in memory.
 MAX_LINES = 200_000
+
+
+class OpenBlob(Protocol):
+    """The bytes of a blob from an offset on, in chunks."""
+
+    def __call__(self, key: str, offset: int = 0, size: int | None = None) -> Iterable[bytes]: ...
 
 
 class Beginnings:
@@ -80,32 +90,59 @@ def prompt_bytes(body: dict[str, Any]) -> bytes:
     return _text(prompt)
 
 
-def arranged_copy(chunks: Iterable[bytes], beginnings: Beginnings, order: list[int]) -> Iterator[bytes]:
-    """The file's lines in another order, each behind its place in the file. Passes the file through a temporary one."""
-    with tempfile.TemporaryFile() as copy:
+def arranged_copy(chunks: Iterable[bytes], beginnings: Beginnings, order: list[int], scratch: Path) -> Iterator[bytes]:
+    """The file's lines in another order, each behind its place in the file.
+
+    Passes the file through a temporary one in the folder `scratch`; OSError where that has no room.
+    """
+    with tempfile.TemporaryFile(dir=scratch) as copy:
         for chunk in chunks:
             copy.write(chunk)
+        copy.flush()
         for index in order:
             copy.seek(beginnings.offsets[index])
             yield label(index) + copy.read(beginnings.sizes[index]) + b"\n"
 
 
-def in_file_order(segments: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterator[bytes]:
     """The lines of segments, which carry their places, in the order of those and without them.
 
-    Passes them through a temporary file; what is held in memory is three numbers a line.
+    Passes them through a temporary file in the folder `scratch`, or, where that has no room, reads each line once more
+    from its segment. What is held in memory is four numbers a line.
     """
-    indices, offsets, sizes = array("Q"), array("Q"), array("Q")
-    with tempfile.TemporaryFile() as copy:
-        for segment in segments:
-            for _, raw in split_lines(segment, longest=sys.maxsize):
+    indices, segments, offsets, sizes = array("Q"), array("L"), array("Q"), array("Q")
+    # Without a buffer, what found no room is not tried again behind our back.
+    with tempfile.TemporaryFile(dir=scratch, buffering=0) as copy:
+        has_room = True
+        for segment, key in enumerate(keys):
+            for offset, raw in split_lines(open_blob(key), longest=sys.maxsize):
                 index, line = split_label(raw)
                 indices.append(index)
-                offsets.append(copy.tell())
-                sizes.append(copy.write(line + b"\n"))
-        for place in sorted(range(len(indices)), key=indices.__getitem__):
-            copy.seek(offsets[place])
+                segments.append(segment)
+                sizes.append(len(line) + 1)
+                offsets.append(offset + len(raw) - len(line))
+                has_room = has_room and _write(copy, line + b"\n")
+        order = sorted(range(len(indices)), key=indices.__getitem__)
+        if not has_room:
+            for place in order:
+                yield b"".join(open_blob(keys[segments[place]], offsets[place], sizes[place]))
+            return
+        starts = array("Q", accumulate(sizes, initial=0))
+        for place in order:
+            copy.seek(starts[place])
             yield copy.read(sizes[place])
+
+
+def _write(file: IO[bytes], data: bytes) -> bool:
+    """Whether there was room for it."""
+    try:
+        if file.write(data) == len(data):
+            return True
+        reason = "no space left"
+    except OSError as error:
+        reason = str(error)
+    log.warning("results are put in order without a temporary file: %s", reason)
+    return False
 
 
 def _text(content: Any) -> bytes:

@@ -7,17 +7,19 @@ between them are single scripts. One process at a time ends a given batch (`batc
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
-from time import time
+from pathlib import Path
+from time import monotonic, time
 from typing import Literal
 
-from redis.exceptions import LockNotOwnedError
+from redis.exceptions import LockNotOwnedError, ResponseError
 from redis.lock import Lock
 
 from .arranging import arranged_copy, in_file_order
 from .backend import Backend
+from .errors import BlobsUnavailable
 from .ids import owner_id
 from .lines import label, never_ran, requests_of
 from .records import ENDED, Batch, Claim, File, Segment, ShardCommit
@@ -27,6 +29,7 @@ from .validation import Arrangement, Reader, validate
 log = logging.getLogger(__name__)
 
 FILL_LINES = 500
+RENEW_S = 1.0
 FINAL: dict[str | None, Literal["completed", "cancelled", "expired"]] = {
     None: "completed",
     "cancelled": "cancelled",
@@ -74,21 +77,26 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
     models = {card.id for card in backend.store.models()}
     result = validate(batch, read, models=models, settings=backend.settings)
     if not result.errors:
-        arranged = result.arrangement is not None and _arrange(backend, batch, read, result.arrangement)
-        shards = result.arrangement.shards if arranged and result.arrangement else result.shards
-        backend.shards.begin(batch_id, shards, model=result.model, total=result.total, arranged=arranged)
+        # Nothing will run in one that is being wound up, whatever its order.
+        arrangement = result.arrangement if batch.closing is None else None
+        arranged = arrangement is not None and _arrange(backend, batch, read, arrangement, lock)
+        shards = arrangement.shards if arranged and arrangement is not None else result.shards
+        begun = backend.shards.begin(batch_id, shards, model=result.model, total=result.total, arranged=arranged)
+        if arranged and not begun and backend.store.batch(batch_id).status in ENDED:
+            # Another process was faster, and has cleaned up already.
+            backend.blobs.delete(batch.arranged_blob)
     else:
         # One that is being wound up ends as what it was wound up for: nothing in it could have run.
         to = "failed" if batch.closing is None else FINAL[batch.closing]
         backend.store.fail(batch_id, result.errors, result.total, to=to)
 
 
-def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement) -> bool:
+def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement, lock: Lock) -> bool:
     """Write the copy that an arranged batch is run from; False if there is no room for it."""
     try:
-        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order)
-        backend.blobs_of(batch).put(batch.arranged_blob, lines)
-    except OSError as error:
+        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order, _scratch(backend))
+        backend.blobs_of(batch).put(batch.arranged_blob, _while_locked(lines, lock))
+    except (OSError, BlobsUnavailable, ResponseError) as error:
         log.warning("batch %s is run in the order of its file: a copy could not be written: %s", batch.id, error)
         return False
     return True
@@ -178,9 +186,17 @@ def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]]
         keys = [batch.segment_blob(shard, part) for shard, sizes in segments if getattr(sizes, part)]
         if not keys:
             continue
-        segments_in_order = (backend.blobs.open(key) for key in _renewing(keys, lock))
-        lines = in_file_order(segments_in_order) if batch.arranged else chain.from_iterable(segments_in_order)
-        size = backend.blobs.put(f"files/{file_id}", lines)
+
+        def open_segment(key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+            _renew(lock)
+            return backend.blobs.open(key, offset, size)
+
+        if batch.arranged:
+            lines = in_file_order(keys, open_segment, _scratch(backend))
+        else:
+            lines = chain.from_iterable(map(open_segment, keys))
+        size = backend.blobs.put(f"files/{file_id}", _while_locked(lines, lock))
+        _renew(lock)
         name = f"{batch.id}_{part}.jsonl"
         backend.store.add_file(
             File(id=file_id, bytes=size, created_at=int(time()), filename=name, purpose="batch_output")
@@ -189,10 +205,20 @@ def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]]
     return files
 
 
-def _renewing(keys: list[str], lock: Lock) -> Iterator[str]:
-    for key in keys:
-        _renew(lock)
-        yield key
+def _while_locked(chunks: Iterable[bytes], lock: Lock) -> Iterator[bytes]:
+    """The chunks, with the lock kept however long it takes to be rid of them."""
+    renewed = monotonic()
+    for chunk in chunks:
+        if monotonic() - renewed > RENEW_S:
+            _renew(lock)
+            renewed = monotonic()
+        yield chunk
+
+
+def _scratch(backend: Backend) -> Path:
+    """A folder for temporary files that may become as large as a batch's files."""
+    backend.settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return backend.settings.data_dir
 
 
 def _clean(backend: Backend, batch: Batch) -> None:

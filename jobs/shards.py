@@ -52,8 +52,8 @@ class Shards:
 
     # Before they run
 
-    def begin(self, batch_id: str, shards: Sequence[Shard], *, model: str, total: int, arranged: bool = False) -> None:
-        """Write down a validated batch's shards and let it run. A second time changes nothing."""
+    def begin(self, batch_id: str, shards: Sequence[Shard], *, model: str, total: int, arranged: bool = False) -> bool:
+        """Write down a validated batch\'s shards and let it run. A second time changes nothing, and says False."""
         draft = owner_id()
         shards_draft, waiting_draft = _keys(batch_id, f"shards:{draft}", f"waiting:{draft}")
         pipe = self.redis.pipeline(transaction=True)  # Drafts without their expiry would stay for ever.
@@ -66,7 +66,8 @@ class Shards:
         pipe.expire(waiting_draft, DRAFT_TTL_S)
         pipe.execute()
         keys = [*_keys(batch_id, "batch", "shards", "waiting"), shards_draft, waiting_draft]
-        self.scripts["begin"](keys=keys, args=[int(time.time()), total, len(shards), model, int(arranged)])
+        reply = self.scripts["begin"](keys=keys, args=[int(time.time()), total, len(shards), model, int(arranged)])
+        return reply is not None
 
     def feed(self, batch_ids: Sequence[str], window: int) -> list[list[int]]:
         """Move waiting shards to queued until `window` of a batch are queued; the caller puts them into RQ."""

@@ -297,21 +297,24 @@ def test_auto_dtype_is_bfloat16_only_where_it_is_fast(
         assert make_engine(tiny, dtype="auto", device="cpu").info.dtype == dtype
 
 
-def out_of_memory_above(num_rows: int, engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that has no room for steps of more sequences."""
+def out_of_memory_above(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, *, num_rows: int = 1000, num_tokens: int = 1000
+) -> None:
+    """A device that has no room for larger steps."""
     forward = engine._runner._forward
 
     def fail(plan: Any, *rest: Any) -> Any:
-        if len(plan.rows) > num_rows:
+        if len(plan.rows) > num_rows or len(plan.token_ids) > num_tokens:
             raise torch.OutOfMemoryError("so it is")
         return forward(plan, *rest)
 
     monkeypatch.setattr(engine._runner, "_forward", fail)
 
 
+@pytest.mark.parametrize("limit", [{"num_rows": 3}, {"num_tokens": 25}, {"num_rows": 1, "num_tokens": 1}])
 @pytest.mark.parametrize("caching", [True, False])
 def test_a_step_without_room_leaves_all_answers_as_they_are(
-    tiny: Path, make_engine: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch, caching: bool
+    tiny: Path, make_engine: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch, caching: bool, limit: dict[str, int]
 ) -> None:
     requests = [
         ask(p + p, id=str(i), max_tokens=20, temperature=i % 2, seed=i, frequency_penalty=i % 3 / 3)
@@ -319,23 +322,22 @@ def test_a_step_without_room_leaves_all_answers_as_they_are(
     ]
     expected = make_engine(tiny).finish(requests)
     engine = make_engine(tiny, enable_prefix_caching=caching)
-    out_of_memory_above(3, engine, monkeypatch)
+    out_of_memory_above(engine, monkeypatch, **limit)
     # They trickle in, so that steps succeed before one fails.
     outputs = engine.finish(requests, arrivals=random.Random(2))
     assert {id: output.token_ids for id, output in outputs.items()} == {
         id: output.token_ids for id, output in expected.items()
     }
-    assert 1 <= engine.load().num_rows <= 3
+    assert 1 <= engine.load().num_rows <= limit.get("num_rows", 256)
 
 
-def test_one_sequence_without_room_is_an_error_that_names_the_settings(
+def test_one_token_without_room_is_an_error_that_names_the_settings(
     tiny: Path, make_engine: Make, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(tiny)
-    out_of_memory_above(0, engine, monkeypatch)
-    engine.add([ask(PROMPT)])
+    out_of_memory_above(engine, monkeypatch, num_tokens=0)
     with pytest.raises(OutOfMemory, match=r"gpu_memory_utilization.*max_num_seqs.*max_num_batched_tokens.*so it is"):
-        engine.step()
+        engine.finish([ask(PROMPT)])
     monkeypatch.undo()
     engine.abort(["a"])
     engine.finish()

@@ -59,6 +59,24 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
     return replays
 
 
+def test_a_graph_that_finds_no_memory_is_done_without(
+    tiny: Path, make_engine: Callable[..., Any], ask: Any, replays: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(tiny, max_num_seqs=21)
+    num_graphs = len(engine._runner._graphs._graphs)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room for a graph")
+
+    monkeypatch.setattr(StepGraphs, "_capture", fail)
+    requests = [ask([3 + i] * (5 + i), id=str(i), max_tokens=6) for i in range(30)]
+    outputs = engine.finish(requests, arrivals=random.Random(0))
+    assert {len(output.token_ids) for output in outputs.values()} <= set(range(1, 7))
+    assert len(engine._runner._graphs._graphs) == num_graphs
+    assert engine.load().num_rows == 21
+    assert engine.load().num_preemptions == 0
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_padded_steps_draw_the_same_tokens(
     make_model: Callable[..., Path], make_engine: Callable[..., Any], ask: Any, replays: Replays, is_async: bool

@@ -59,6 +59,7 @@ def test_shared_pages_are_free_when_the_last_owner_releases_them() -> None:
     second = pool.take(match, 1)
     pool.check([first, second])
     assert (pool.num_released(first), pool.num_released(second)) == (0, 1)
+    assert pool.num_released(np.concatenate([first, second])) == 3
     pool.release(first)
     assert pool.num_free == 0
     pool.release(second)

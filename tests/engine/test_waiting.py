@@ -152,3 +152,39 @@ def test_an_arrangement_holds_everyone_once_and_what_it_promises_is_shared() -> 
             before, after = (sequences[order[place - i]].page_hashes[: common[place]] for i in (1, 0))
             assert before == after
             assert len(after) == common[place]
+
+
+def test_within_a_group_too_the_longest_goes_first() -> None:
+    draw = random.Random(6)
+    heads = [[draw.randrange(100) for _ in range(3 * GROUP)] for _ in range(3)]
+    sequences = [sequence(str(i), [*heads[i % 3], 1000 + i], 2000 if i in (100, 101, 102) else 10) for i in range(300)]
+    order, common = arrange(sequences, limits(sequences), GROUP)
+    places = {index: place for place, index in enumerate(order)}
+    assert sorted(places[index] for index in (100, 101, 102)) == [0, 100, 200]
+    assert sum(common) == 297 * 3 * GROUP
+
+
+def test_beginnings_that_end_one_within_the_other_are_arranged_however_many() -> None:
+    pages = [page_hash(b"", np.array([i], np.int32)) for i in range(3000)]
+    sequences = [sequence(str(i), []) for i in range(1500)]
+    for i, one in enumerate(sequences):
+        one.page_hashes = pages[: 2 * i]
+    order, _ = arrange(sequences, limits(sequences), 1)
+    assert sorted(order) == list(range(1500))
+
+
+def test_nothing_is_said_of_what_lies_ahead_while_others_wait_beside_it(waiting: Waiting) -> None:
+    held = sequence("held", [1])
+    waiting.add(held)
+    waiting.first()
+    waiting.pop()
+    waiting.add(sequence("next", [2]))
+    waiting.first()
+    assert waiting.ahead() is not None
+    waiting.put_back(held)
+    assert waiting.ahead() is None
+    waiting.remove({held})
+    assert waiting.ahead() is not None
+    waiting.add(sequence("urgent", [3], priority=-1))
+    waiting.first()
+    assert waiting.ahead() is None

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from pressrun.jobs import arranging
 from pressrun.jobs.arranging import Beginnings, arranged_copy, in_file_order, prompt_bytes
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.errors import BlobsUnavailable
 from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.lines import label, split_label
 from pressrun.jobs.records import Batch
+from pressrun.jobs.store import batch_key
 
 from .conftest import MakeBackend, chat_line, encode, upload_batch
 from .simulated import run_shard
@@ -100,7 +105,7 @@ def test_what_a_request_begins_with() -> None:
     assert [prompt_bytes(body) for body in odd] == [b"", b"", b"", b""]
 
 
-def test_a_copy_holds_every_line_behind_its_place() -> None:
+def test_a_copy_holds_every_line_behind_its_place(tmp_path: Path) -> None:
     lines = [b"zero", b"", b"one\r", "zwölf".encode()]
     raw = b"\n".join(lines)
     found, offset = Beginnings(), 0
@@ -108,21 +113,46 @@ def test_a_copy_holds_every_line_behind_its_place() -> None:
         if line:
             found.add(offset, len(line), {})
         offset += len(line) + 1
-    copy = b"".join(arranged_copy([raw[:7], raw[7:]], found, [2, 0, 1]))
+    copy = b"".join(arranged_copy([raw[:7], raw[7:]], found, [2, 0, 1], tmp_path))
     assert copy == "2\tzwölf\n0\tzero\n1\tone\r\n".encode()
     assert [len(line) + 1 for line in copy[:-1].split(b"\n")] == [found.line_size(index) for index in (2, 0, 1)]
 
 
-def test_results_go_back_into_the_files_order() -> None:
+@pytest.mark.parametrize("room", [None, 0, 100, 4000])
+def test_results_go_back_into_the_files_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int | None
+) -> None:
+    """Also where the temporary file finds no room, or not for all of them."""
     numbers = list(range(500))
     random.Random(3).shuffle(numbers)
-    segments = [
-        b"".join(label(number) + b"line\t%d\n" % number for number in sorted(numbers[start : start + 7]))
+    segments = {
+        f"{start:03}": b"".join(label(number) + b"line\t%d\n" % number for number in sorted(numbers[start : start + 7]))
         for start in range(0, 500, 7)
-    ]
-    chunked = ([segment[:5], segment[5:]] for segment in segments)
-    assert b"".join(in_file_order(chunked)) == b"".join(b"line\t%d\n" % number for number in range(500))
+    }
+
+    def open_blob(key: str, offset: int = 0, size: int | None = None) -> list[bytes]:
+        part = segments[key][offset:][:size]
+        return [part[:5], part[5:]]
+
+    if room is not None:
+        small = SmallFile(room)
+        monkeypatch.setattr(arranging.tempfile, "TemporaryFile", lambda **_: small)
+    lines = in_file_order(sorted(segments), open_blob, tmp_path)
+    assert b"".join(lines) == b"".join(b"line\t%d\n" % number for number in range(500))
     assert split_label(b"17\t{a\tb}") == (17, b"{a\tb}")
+
+
+class SmallFile(io.BytesIO):
+    """A file on a disk with so much room, which takes what it can and then nothing."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def write(self, data: Any) -> int:
+        if self.tell() >= self._room:
+            raise OSError("no space left")
+        return super().write(data[: self._room - self.tell()])
 
 
 def three_topics(number: int) -> list[dict[str, Any]]:
@@ -168,15 +198,19 @@ def test_a_batch_is_run_by_beginnings_and_answered_in_the_files_order(make_backe
 
 
 @pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("error", [OSError, BlobsUnavailable, OutOfMemoryError])
 def test_a_batch_whose_copy_finds_no_room_is_run_in_the_files_order(
-    make_backend: MakeBackend, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_backend: MakeBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[Exception],
 ) -> None:
     backend = make_backend(shard_lines=5)
     put = backend.blobs.put
 
     def full(key: str, chunks: Any) -> int:
         if key.startswith("arranged/"):
-            raise OSError("no space left")
+            raise error("no space left")
         return put(key, chunks)
 
     monkeypatch.setattr(backend.blobs, "put", full)
@@ -186,3 +220,36 @@ def test_a_batch_whose_copy_finds_no_room_is_run_in_the_files_order(
     assert not batch.arranged
     assert batch.counts.total == batch.counts.completed + batch.counts.failed == 40
     assert "no space left" in caplog.text
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_batch_that_is_being_wound_up_is_not_copied(make_backend: MakeBackend) -> None:
+    backend = make_backend(shard_lines=5)
+    batch = upload_batch(backend, three_topics(40))
+    backend.store.cancel(batch.id)
+    validate_batch(backend, batch.id)
+    assert list(backend.blobs.list("arranged")) == []
+    assert not backend.store.batch(batch.id).arranged
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_late_validator_leaves_no_copy_of_an_ended_batch(
+    make_backend: MakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_backend(shard_lines=50)
+    batch = upload_batch(backend, three_topics(40))
+    put = backend.blobs.put
+
+    def overtaken(key: str, chunks: Any) -> int:
+        size = put(key, chunks)
+        if key.startswith("arranged/"):
+            monkeypatch.setattr(backend.blobs, "put", put)
+            backend.redis.delete(f"{batch_key(batch.id)}:lock")
+            validate_batch(backend, batch.id)
+            assert run_to_the_end(backend, batch).status == "completed"
+            put(key, [b"late"])
+        return size
+
+    monkeypatch.setattr(backend.blobs, "put", overtaken)
+    validate_batch(backend, batch.id)
+    assert list(backend.blobs.list("arranged")) == []
