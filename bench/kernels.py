@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pressrun.bench.ceilings import copy_gbps, graph_milliseconds, matmul_tflops
 from pressrun.kernels import checks, paged_attention, rms_norm, rotate_and_write, sample, silu_mul
 from pressrun.kernels.paged_attention import SharedLevel, SharedPrefixes
 from pressrun.kernels.reference import paged_attention as reference_paged_attention
@@ -60,8 +61,8 @@ class Bench:
 
     def __init__(self) -> None:
         self.results: list[Result] = []
-        self.copy_gbps = _copy_gbps()
-        self.matmul_tflops = _matmul_tflops()
+        self.copy_gbps = copy_gbps()
+        self.matmul_tflops = matmul_tflops()
 
     def bytes_moved(self, kernel: str, shape: str, num_bytes: int, run: Callable[[], Any]) -> None:
         self._report(kernel, shape, run, num_bytes / 1e6, "GB/s", self.copy_gbps)
@@ -70,33 +71,10 @@ class Bench:
         self._report(kernel, shape, run, num_operations / 1e9, "TFLOP/s", self.matmul_tflops)
 
     def _report(self, kernel: str, shape: str, run: Callable[[], Any], work: float, unit: str, ceiling: float) -> None:
-        milliseconds = _milliseconds(run)
+        milliseconds = graph_milliseconds(run)
         rate = work / milliseconds
         self.results.append(Result(kernel, shape, milliseconds * 1e3, rate, unit, rate / ceiling))
         print(f"{kernel:16} {shape:44} {milliseconds * 1e3:10.1f} µs {rate:8.0f} {unit:8} {rate / ceiling:6.1%}")
-
-
-def _milliseconds(run: Callable[[], Any]) -> float:
-    """Time one run, captured in a graph so that the host's launches are not what is measured."""
-    from triton.testing import do_bench
-
-    run()  # compiles, which a capture does not allow
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return float(do_bench(graph.replay, warmup=10, rep=60, return_mode="median"))
-
-
-def _copy_gbps() -> float:
-    """A copy done by the processors: a graph would leave `copy_` to the copy engine, which is slower."""
-    source, target = _randn(1 << 30), _randn(1 << 30)
-    return 2 * source.nbytes / _milliseconds(lambda: torch.neg(source, out=target)) / 1e6
-
-
-def _matmul_tflops() -> float:
-    a, b = _randn(8192, 8192), _randn(8192, 8192)
-    return 2 * 8192**3 / _milliseconds(lambda: a @ b) / 1e9
 
 
 def _check(name: str, run: Callable[[], Any], reference: Callable[[], Any], dtype: torch.dtype = DTYPE) -> None:
