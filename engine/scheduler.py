@@ -25,7 +25,8 @@ import numpy.typing as npt
 
 from .forecast import FloatArray, LengthForecast, Outlook
 from .pacing import paced_tokens
-from .pages import IntArray, Match, PagePool, page_hash
+from .pages import IntArray, Match, PagePool
+from .prefix_cache import PrefixCache
 from .prefixes import Sharing, find_sharing
 from .rows import Rows
 from .sequence import Sequence
@@ -83,13 +84,11 @@ class Scheduler:
         self.max_tokens = max_num_batched_tokens
         self._min_paced_tokens = min_paced_tokens or max_num_batched_tokens
         self.max_running = len(rows.sequences)
-        self._caching = enable_prefix_caching
+        self._cache = PrefixCache(pool, rows, enabled=enable_prefix_caching)
         self._shares = shares_reading and enable_prefix_caching
         self.min_spared_tokens = MIN_SPARED_TOKENS
         self._waiting = Waiting(rows.page_size, self._expected)
         self._running_S = np.zeros(0, np.int64)  # rows, in order
-        # Names of pages that running sequences are about to fill, with those sequences' priorities.
-        self._coming: dict[bytes, int] = {}
         self.forecast = LengthForecast()
 
     @property
@@ -101,7 +100,7 @@ class Scheduler:
         return len(self._running_S)
 
     def add(self, sequence: Sequence) -> None:
-        self._name_pages(sequence, sequence.tokens)
+        self._cache.name(sequence, sequence.tokens)
         self._waiting.add(sequence)
 
     def close(self, sequences: Iterable[Sequence], *, ended: bool = True) -> None:
@@ -145,7 +144,7 @@ class Scheduler:
         )
         rows.num_computed_R[rows_S] = ends_S
         rows.num_tokens_R[rows_S[plan.draws]] += 1
-        self._publish(rows_S)
+        self._cache.publish(rows_S)
         return plan
 
     def record(self, plan: Plan, tokens_D: IntArray) -> npt.NDArray[np.bool_]:
@@ -156,7 +155,7 @@ class Scheduler:
         rows.token_ids_RL[rows_D, rows.num_known_R[rows_D]] = tokens_D
         rows.num_known_R[rows_D] += 1
         self.num_generated_tokens += len(rows_D)
-        self._publish(rows_D)
+        self._cache.publish(rows_D)
         return live_D
 
     def start_over(self, *, max_running: int, max_tokens: int) -> None:
@@ -186,8 +185,8 @@ class Scheduler:
         while outlook is not None and (sequence := self._waiting.first()) is not None:
             if self._num_wanted_before(sequence) >= budget:
                 break
-            match = self._match(sequence)
-            if self._is_coming(sequence, len(match.pages)):
+            match = self._cache.match(sequence)
+            if self._cache.is_coming(sequence, len(match.pages)):
                 held_back.append(self._waiting.pop())
                 continue
             growth = self._growth(sequence, match)
@@ -291,17 +290,6 @@ class Scheduler:
         own_pages = len(sequence.tokens) / self.rows.page_size - len(match.pages) + HALF_A_PAGE
         return remaining, own_pages, match.num_unowned
 
-    def _match(self, sequence: Sequence) -> Match:
-        # At least one token must be computed, or there would be nothing to draw the next one from.
-        return self.pool.match(sequence.page_hashes[: (len(sequence.tokens) - 1) // self.rows.page_size])
-
-    def _is_coming(self, sequence: Sequence, num_matched: int) -> bool:
-        """Whether the first page it would have to compute is just being computed by one that is not after it."""
-        if num_matched >= (len(sequence.tokens) - 1) // self.rows.page_size or not self._caching:
-            return False
-        priority = self._coming.get(sequence.page_hashes[num_matched])
-        return priority is not None and priority <= sequence.request.priority
-
     def _num_new(self, sequence: Sequence, match: Match) -> int:
         return -(-len(sequence.tokens) // self.rows.page_size) - len(match.pages)
 
@@ -335,8 +323,7 @@ class Scheduler:
             sequence.num_cached_tokens = len(match.pages) * self.rows.page_size
             self.num_prompt_tokens += sequence.num_prompt
             self.num_cached_tokens += sequence.num_cached_tokens
-        for name in sequence.page_hashes[len(match.pages) :]:
-            self._coming.setdefault(name, sequence.request.priority)
+        self._cache.entered(sequence, len(match.pages))
         is_last = not self.num_running or self.rows.sequence(int(self._running_S[-1])).order < sequence.order
         self._running_S = np.append(self._running_S, row)
         if not is_last:
@@ -347,7 +334,7 @@ class Scheduler:
         sequence = self.rows.sequence(int(self._running_S[-1]))
         self._running_S = self._running_S[:-1]
         self._leave(sequence)
-        self._name_pages(sequence, sequence.tokens)
+        self._cache.name(sequence, sequence.tokens)
         self._waiting.put_back(sequence)
         self.num_preemptions += 1
 
@@ -355,34 +342,10 @@ class Scheduler:
         """Release a running sequence's row and pages; returns the row."""
         row = sequence.row
         assert row is not None
-        for name in sequence.page_hashes[self.rows.num_published_R[row] :]:
-            self._coming.pop(name, None)
+        self._cache.leaves(sequence, row)
         self.pool.release(self.rows.pages(row).astype(np.int64))
         self.rows.close(sequence)
         return row
-
-    def _publish(self, rows_S: IntArray) -> None:
-        """Offer the pages for reuse that rows have filled with known tokens: steps to come find them written."""
-        if not self._caching:
-            return
-        rows = self.rows
-        num_full_S = np.minimum(rows.num_computed_R[rows_S], rows.num_known_R[rows_S]) // rows.page_size
-        news = num_full_S > rows.num_published_R[rows_S]
-        for row, num_full in zip(rows_S[news].tolist(), num_full_S[news].tolist(), strict=True):
-            sequence = rows.sequence(row)
-            self._name_pages(sequence, rows.tokens(row)[: num_full * rows.page_size])
-            for i in range(int(rows.num_published_R[row]), num_full):
-                self.pool.publish(int(rows.page_table_RN[row, i]), sequence.page_hashes[i])
-                self._coming.pop(sequence.page_hashes[i], None)
-            rows.num_published_R[row] = num_full
-
-    def _name_pages(self, sequence: Sequence, tokens: npt.NDArray[np.int32]) -> None:
-        """Hash the full pages of `tokens` that have no name yet."""
-        if not self._caching:
-            return
-        names, size = sequence.page_hashes, self.rows.page_size
-        for i in range(len(names), len(tokens) // size):
-            names.append(page_hash(names[-1] if names else b"", tokens[i * size : (i + 1) * size]))
 
     def _table_changes(self, admitted: list[Sequence], grown: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
         rows = [np.full(self.rows.num_pages_R[s.row], s.row, np.int64) for s in admitted]
