@@ -111,7 +111,7 @@ class Linear:
     def added_to(self, residual_TN: Tensor, x_TK: Tensor) -> Tensor:
         """residual + x · Wᵀ + b, rounded once; on a GPU it takes the residual's place.
 
-        On an H100 with 8192 tokens this spares a pass over both, 2% of a Llama-3.1-8B step (bench/kernels.py).
+        It spares a pass over both: on an H100 140 µs of a Llama-3.1-8B layer with 8192 tokens, some 2% (docs/log.md).
         """
         if self._packed:
             binary = torch.ops.mkldnn._linear_pointwise.binary
