@@ -32,6 +32,7 @@ ENDED: frozenset[BatchStatus] = frozenset(status for status, moves in MOVES.item
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 ENDPOINTS = (CHAT, COMPLETIONS)
+DEFAULT_TENANT = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class File:
     purpose: str
     expires_at: int | None = None
     status: str = "processed"
+    tenant: str = DEFAULT_TENANT
 
     @property
     def blob(self) -> str:
@@ -92,7 +94,7 @@ class Batch:
     `times` maps a status' timestamp field (`in_progress_at`, …) to Unix seconds. `closing` says why a batch is being
     wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice
     writes the same files; they are shown only once the files exist. An `arranged` batch is run in another order than
-    the file's (`arranging.py`).
+    the file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first.
     """
 
     id: str
@@ -116,6 +118,8 @@ class Batch:
     times: dict[str, int] = field(default_factory=dict)
     num_shards: int = 0
     arranged: bool = False
+    tenant: str = DEFAULT_TENANT
+    priority: int = 0
 
     @property
     def input_blob(self) -> str:

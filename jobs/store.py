@@ -271,13 +271,14 @@ def _file(raw: Mapping[Any, Any]) -> File:
 
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
-    "reserved_error_id", "output_file_id", "error_file_id", "closing",
+    "reserved_error_id", "output_file_id", "error_file_id", "closing", "tenant",
 )  # fmt: skip
 
 
 def _batch_fields(batch: Batch) -> dict[Any, Any]:
     fields: dict[Any, Any] = {name: getattr(batch, name) for name in _PLAIN if getattr(batch, name) is not None}
-    fields |= {"created_at": batch.created_at, "expires_at": batch.expires_at, "num_shards": batch.num_shards}
+    numbers = ("created_at", "expires_at", "num_shards", "priority")
+    fields |= {name: getattr(batch, name) for name in numbers}
     fields |= asdict(batch.counts) | asdict(batch.usage) | batch.times
     if batch.metadata is not None:
         fields["metadata"] = json.dumps(batch.metadata)
@@ -293,6 +294,7 @@ def _batch(raw: Mapping[Any, Any]) -> Batch:
         created_at=int(fields["created_at"]),
         expires_at=int(fields["expires_at"]),
         num_shards=int(fields["num_shards"]),
+        priority=int(fields.get("priority", 0)),
         arranged=fields.get("arranged") == "1",
         metadata=json.loads(fields["metadata"]) if "metadata" in fields else None,
         errors=tuple(BatchError(**error) for error in json.loads(fields.get("errors", "[]"))),
