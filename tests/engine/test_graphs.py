@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pressrun.engine import engine as engine_module
+from pressrun.engine import graphs as graphs_module
 from pressrun.engine.graphs import StepGraphs
 from pressrun.engine.memory import choose_sizes
 from pressrun.engine.shapes import Shape
@@ -52,7 +53,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
     monkeypatch.setattr(StepGraphs, "_capture", capture)
     # The second largest of six sizes is slower than the largest.
     times = iter([5.0, 6.0, 4.0] + [3.0 - i / 10 for i in range(20)])
-    monkeypatch.setattr(StepGraphs, "_replay_milliseconds", lambda graphs, graph: next(times))
+    monkeypatch.setattr(graphs_module, "gpu_milliseconds", lambda replay: next(times))
     monkeypatch.setattr(
         engine_module, "choose_sizes", lambda *args: replace(choose_sizes(*args), num_graphed_tokens=64)
     )
@@ -100,7 +101,7 @@ def test_padded_steps_draw_the_same_tokens(
     dropped = set(range(1, 22)) - set(engine._runner._graphs.shapes.sizes)
     assert 16 in dropped
     # So that sharing is worth it on a tiny model.
-    engine._scheduler._shares, engine._scheduler.min_spared_tokens = True, 0
+    engine._scheduler._shares, engine._scheduler._min_spared_tokens = True, 0
     replays.clear()
     outputs = engine.finish(requests, arrivals=random.Random(1))
     assert {shape.mixed for shape in replays} == {False, True}
