@@ -104,12 +104,10 @@ class StepGraphs:
                 del self._graphs[shape]
         self.shapes.sizes = kept[::-1]
 
-    def sharing_milliseconds(self) -> float | None:
-        """What a level of sharing adds to a step of decodes of the most rows; None if it was not captured."""
-        alone, shared = (self._graphs.get(self.shapes.decodes(self.shapes.sizes[-1], level)) for level in (0, 1))
-        if alone is None or shared is None:
-            return None
-        return max(0.0, gpu_milliseconds(shared.replay) - gpu_milliseconds(alone.replay))
+    def milliseconds(self, shape: Shape) -> float | None:
+        """What a captured step takes on the inputs that were filled in for it last; None if it was not captured."""
+        graph = self._graphs.get(shape)
+        return None if graph is None else gpu_milliseconds(graph.replay)
 
     def _step(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Drawn:
         shared = shared_prefixes(self._shared, shape.num_levels)

@@ -108,25 +108,37 @@ class Runner:
 
         What it costs is what a step of most rows takes longer that share one page; reading is as fast as copying.
         """
-        if self._graphs is None or (cost := self._graphs.sharing_milliseconds()) is None:
+        if self._graphs is None:
+            return None
+        alone, shared = (self._milliseconds(self._graphs, num_levels) for num_levels in (0, 1))
+        if alone is None or shared is None:
             return None
         keys, values = self._kv.keys, self._kv.values
         copying = gpu_milliseconds(lambda: values[0].copy_(keys[0]))
         tokens_copied = keys[0].shape[0] * self._page_size / len(keys)
-        return int(cost / copying * tokens_copied)
+        return int(max(0.0, shared - alone) / copying * tokens_copied)
+
+    def _milliseconds(self, graphs: StepGraphs, num_levels: int) -> float | None:
+        shape = graphs.shapes.decodes(graphs.shapes.sizes[-1], num_levels)
+        self._fill_in(graphs, shape)
+        return graphs.milliseconds(shape)
 
     def _warm_up(self, graphs: StepGraphs, shape: Shape | None, *, num_times: int) -> None:
         """Run a step of a shape, if that is one, with its tokens shared out among its rows."""
         if shape is None or -(-shape.num_tokens // shape.num_rows) > self._max_len:
             return
+        for _ in range(num_times):
+            graphs.run(shape, self._fill_in(graphs, shape), self._compute)
+
+    def _fill_in(self, graphs: StepGraphs, shape: Shape) -> StepInputs:
+        """The inputs of a step of exactly this shape, all of row 0, whose rows share a page on each level."""
         starts = np.arange(shape.num_rows + 1) * shape.num_tokens // shape.num_rows
         rows, token_ids = np.zeros(shape.num_rows, np.int64), np.zeros(shape.num_tokens, np.int64)
         shared = all_share_a_page(shape.num_rows, shape.num_levels).words(self._page_size, shape.num_rows)
         *sent, shared_words = _send([rows, rows, starts, token_ids, shared], self._device)
-        for _ in range(num_times):
-            inputs = graphs.inputs(shape, shared_words)
-            self._fill(sent, inputs)
-            graphs.run(shape, inputs, self._compute)
+        inputs = graphs.inputs(shape, shared_words)
+        self._fill(sent, inputs)
+        return inputs
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:
