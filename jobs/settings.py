@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     engine: Literal["native", "echo"] = Field(
         "native", description="native runs the model; echo answers at once with the prompt (service tests)."
     )
+    engine_stall_s: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds that the engine may do nothing with lines in it, before it is taken to hang and started "
+        "again; longer than any step may take. 0: for ever.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and KV cache."
     )

@@ -77,7 +77,7 @@ class PressrunWorker(RqDesk):
         self.waker = Waker()
         self.appetite = Appetite()
         self.flight = Flight(engine, weigh=self.appetite.weight)
-        self.keeper = EngineKeeper(engine, self.flight, self.waker)
+        self.keeper = EngineKeeper(engine, self.flight, self.waker, stall_s=settings.engine_stall_s)
         self.ledger = Ledger(backend, self.waker, self._patiently)
         self.intake: Intake | None = None
         self._closing = threading.Event()
@@ -174,7 +174,7 @@ class PressrunWorker(RqDesk):
                 self.appetite.learn(len(flying.prepared.prompts[0]), len(output.token_ids))
             self.ledger.enter(flying.shard, result_of(flying.prepared, outputs, self.tokenizer))
         for flying in heard.deadly:
-            self.ledger.enter(flying.shard, never_ran(flying.prepared.line, "worker_lost"))
+            self.ledger.enter(flying.shard, never_ran(flying.prepared.line, heard.code))
         if self.intake is None and self.engine.info is not None:
             self._open_for_business(self.engine.info)
 

@@ -1,4 +1,4 @@
-"""A worker as a process of its own, with a stand-in engine that can be slow and that some prompts kill.
+"""A worker as a process of its own, with a stand-in engine that can be slow, and that some prompts kill or hang.
 
 usage: worker_process.py '{"step_s": 0.05, "max_num_seqs": 4, "grace_s": 20}', with settings in the environment
 """
@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass, replace
 
 from pressrun.engine.request import Load, Output, Request
@@ -17,20 +18,30 @@ from pressrun.jobs.settings import load_settings
 from pressrun.workers.echo_engine import ByteTokenizer, EchoEngine
 from pressrun.workers.worker import run_with
 
-POISON = b"kill the engine"
+KILL, STOP, SPIN = b"kill the engine", b"stop the engine", b"spin the engine"
 NUM_ROWS = 64
 
 
 class MortalEngine(EchoEngine):
-    """Dies of a prompt with `POISON` in it, as a kernel that faults would make it."""
+    """Dies of a prompt with `KILL` in it, as a kernel that faults would make it; the other two make it hang.
+
+    With `STOP` no thread of it runs any more; with `SPIN` it makes one step after another and gets nowhere.
+    """
 
     def load(self) -> Load:
         """It holds more than it finishes in a step, as a real engine does."""
         return replace(super().load(), num_rows=NUM_ROWS)
 
+    def step(self) -> list[Output]:
+        if any(SPIN in bytes(request.prompt) for _, _, request in self._waiting):
+            time.sleep(0.01)
+            return []
+        return super().step()
+
     def _answer(self, request: Request) -> Output:
-        if POISON in bytes(request.prompt):
-            os.kill(os.getpid(), signal.SIGKILL)
+        for text, signum in ((KILL, signal.SIGKILL), (STOP, signal.SIGSTOP)):
+            if text in bytes(request.prompt):
+                os.kill(os.getpid(), signum)
         return super()._answer(request)
 
 
