@@ -35,7 +35,7 @@ class Ledger:
         self._shards: dict[ShardKey, RunningShard] = {}
         self._dirty: dict[ShardKey, RunningShard] = {}
         self._dirty_since = 0.0
-        self._held_at = time.monotonic()
+        self._held_at, self._held_at_date = time.monotonic(), time.time()
         self._sealers = ThreadPoolExecutor(max_workers=SEAL_THREADS, thread_name_prefix="sealing")
         self._sealed: SimpleQueue[tuple[RunningShard, bool]] = SimpleQueue()
 
@@ -77,9 +77,9 @@ class Ledger:
     def hold(self, *, now: bool = False) -> list[RunningShard]:
         """Renew the leases if it is time. Returns the shards that are lost, or no longer to be run."""
         lease_s = self._backend.settings.lease_s
-        if not now and time.monotonic() - self._held_at < min(1.0, lease_s / 5):
+        if not (now or time.monotonic() - self._held_at >= min(1.0, lease_s / 5) or self._one_has_expired()):
             return []
-        self._held_at = time.monotonic()
+        self._held_at, self._held_at_date = time.monotonic(), time.time()
         shards = list(self._shards.values())
         if not shards:
             return []
@@ -118,6 +118,11 @@ class Ledger:
     def close(self) -> None:
         """Wait for the seals under way; `sealed` gives them."""
         self._sealers.shutdown(cancel_futures=True)
+
+    def _one_has_expired(self) -> bool:
+        """Whether a batch's window has closed since the leases were renewed, as far as this host's clock can tell."""
+        since, until = self._held_at_date, time.time()
+        return any(since < shard.claim.batch.expires_at <= until for shard in self._shards.values())
 
     def _mark(self, shard: RunningShard) -> None:
         if not self._dirty:
