@@ -29,7 +29,7 @@ class Settings(BaseSettings):
         Path("~/.cache/pressrun"), description="Folder for models, files, results and the embedded Valkey."
     )
     redis_url: str | None = Field(
-        None, description="Redis or Valkey to use, such as redis://host:6379/0. Unset: an embedded Valkey."
+        None, description="Redis (7 or newer) or Valkey to use, such as redis://host:6379/0. Unset: an embedded Valkey."
     )
     blob_url: str | None = Field(
         None,

@@ -12,19 +12,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..jobs.backend import Backend
 from ..jobs.finish import end_batch, fill_shard, validate_batch, wind_up
 from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
-from ..jobs.submit import sweep_files
+from ..jobs.submit import sweep_broken_uploads, sweep_files
 
 log = logging.getLogger(__name__)
 
 # Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
-FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S = 0.05, 0.2, 1.0, 5.0, 60.0
+FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S, UPLOADS_S = 0.05, 0.2, 1.0, 5.0, 60.0, 3600.0
 RETRY_S = 1.0
 KINDS: tuple[BatchKind, ...] = ("batch", "job")
 Task = Callable[[Backend, str], None]
@@ -68,10 +68,12 @@ class Housekeeper:
             jobs = self.backend.store.active("job")
             self._care(jobs)
             self._feed("job", jobs)
-        if self._is_due("lost", min(LOST_S, self.backend.settings.lease_s / 2)):
+        if self._is_due("lost", min(LOST_S, self.backend.settings.lease_s / 4)):
             self._requeue_lost()
         if self._is_due("files", FILES_S):
             sweep_files(self.backend, self.backend.store.expired_files(time.time()))
+        if self._is_due("uploads", UPLOADS_S):
+            sweep_broken_uploads(self.backend)
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
@@ -84,7 +86,11 @@ class Housekeeper:
         """Put waiting shards into RQ. What `feed` gives is nobody else's until it is there, so this is the place to
         clear away traces of an earlier run, such as the job of a worker that died.
         """
-        fed = self.backend.shards.feed(batch_ids, self.backend.settings.feed_window)
+        try:
+            fed = self.backend.shards.feed(batch_ids, self.backend.settings.feed_window)
+        except OutOfMemoryError as error:
+            log.warning("no work is queued: Redis' memory is full: %s", error)
+            return
         for batch_id, shards in zip(batch_ids, fed, strict=True):
             if shards:
                 forget_shards(self.backend.redis, kind, batch_id, shards)
@@ -113,7 +119,7 @@ class Housekeeper:
             self._later(batch_id, _give_up(batch.spent))
 
     def _requeue_lost(self) -> None:
-        """Find shards that have been fed, but for the time of a lease have neither waited in RQ nor been claimed.
+        """Find shards that have been fed, but for half a lease have neither waited in RQ nor been claimed.
 
         Their RQ job was deleted, or whoever was to queue or to claim it died.
         """
@@ -128,7 +134,7 @@ class Housekeeper:
         self._missing_since = missing
         lost: dict[str, list[int]] = {}
         for (batch_id, shard), since in missing.items():
-            if now - since >= self.backend.settings.lease_s:
+            if now - since >= self.backend.settings.lease_s / 2:
                 lost.setdefault(batch_id, []).append(shard)
         for batch_id, shards in lost.items():
             back = self.backend.shards.requeue(batch_id, shards)

@@ -25,7 +25,10 @@ MOST_THREADS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taken:
-    """What became of a ticket: a claim with its missing lines, no claim (nothing is to be run), or an error."""
+    """What became of a ticket: a claim with its missing lines, no claim (nothing is to be run), or an error.
+
+    Beside an error, the claim that had been made by then.
+    """
 
     ticket: Ticket
     claim: Claim | None = None
@@ -45,6 +48,7 @@ class Intake:
         self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="intake")
         self._done: SimpleQueue[Taken] = SimpleQueue()
         self._pending: set[Ticket] = set()
+        self._claims: dict[Ticket, Claim] = {}
 
     @property
     def num_interactive(self) -> int:
@@ -56,6 +60,10 @@ class Intake:
 
     def __len__(self) -> int:
         return len(self._pending)
+
+    def claims(self) -> list[Claim]:
+        """What has been claimed and waits for its lines; its lease is the main loop's to renew."""
+        return list(self._claims.values())
 
     def submit(self, tickets: Iterable[Ticket]) -> None:
         for ticket in tickets:
@@ -69,7 +77,9 @@ class Intake:
             while True:
                 taken.append(self._done.get_nowait())
         except Empty:
-            self._pending -= {one.ticket for one in taken}
+            for one in taken:
+                self._pending.discard(one.ticket)
+                self._claims.pop(one.ticket, None)
             return taken
 
     def close(self) -> None:
@@ -81,7 +91,7 @@ class Intake:
             taken = self._take(ticket)
         except Exception as error:
             # The edge of a thread: whatever it was, the main loop hears of it and fails the ticket.
-            taken = Taken(ticket=ticket, error=error)
+            taken = Taken(ticket=ticket, claim=self._claims.get(ticket), error=error)
         self._done.put(taken)
         self._waker.wake()
 
@@ -91,6 +101,7 @@ class Intake:
         claim = self._patiently(lambda: self._backend.shards.claim(batch_id, shard, owner_id(), settings.lease_s))
         if claim is None:
             return Taken(ticket=ticket)
+        self._claims[ticket] = claim
         lines = self._patiently(lambda: self._missing(claim))
         return Taken(ticket=ticket, claim=claim, lines=tuple(self._prompts.prepare(lines)))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
@@ -74,18 +74,22 @@ class Ledger:
             lost += self._commit_group(self._next_group())
         return lost
 
-    def hold(self, *, now: bool = False) -> list[RunningShard]:
-        """Renew the leases if it is time. Returns the shards that are lost, or no longer to be run."""
+    def hold(self, taking: Sequence[Claim] = (), *, now: bool = False) -> list[RunningShard]:
+        """Renew the leases, and those of the claims in `taking`, if it is time.
+
+        Returns the shards that are lost, or no longer to be run. What `taking` has lost it finds out once it is here.
+        """
         lease_s = self._backend.settings.lease_s
         if not (now or time.monotonic() - self._held_at >= min(1.0, lease_s / 5) or self._one_has_expired()):
             return []
         self._held_at, self._held_at_date = time.monotonic(), time.time()
         shards = list(self._shards.values())
-        if not shards:
+        claims = [*(shard.claim for shard in shards), *taking]
+        if not claims:
             return []
-        held = self._patiently(lambda: self._backend.shards.hold([shard.claim for shard in shards], lease_s))
+        held = self._patiently(lambda: self._backend.shards.hold(claims, lease_s))
         # Sealing goes on whatever the batch's status: it is fenced by itself.
-        return [shard for shard, mine in zip(shards, held, strict=True) if not mine and shard.stage == "running"]
+        return [shard for shard, mine in zip(shards, held, strict=False) if not mine and shard.stage == "running"]
 
     def sealed(self) -> list[RunningShard]:
         """Shards that have been sealed since the last call; they are no longer in the ledger."""

@@ -1,3 +1,4 @@
+#!lua
 -- Gives a shard to a new owner; whoever held it before can no longer commit.
 -- KEYS: batch, shards, waiting, queued, leased, owners, attempts, sealed, spool.
 -- ARGV: shard, owner, seconds of the lease, '1' to claim whatever the batch's status (to wind it up).

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Renews a lease. KEYS: batch, leased, owners. ARGV: shard, owner, seconds of the lease.
 -- Returns 1 while the shard is to be run.
 local batch = redis.call('HMGET', KEYS[1], 'status', 'expires_at')
