@@ -59,7 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        options = {"lease_s": args.lease, "num_workers": args.workers, "s3": args.blobs == "s3"}
+        options = {
+            "lease_s": args.lease,
+            "num_workers": args.workers,
+            "s3": args.blobs == "s3",
+            "small_disk": args.small_disk,
+        }
         pace = args.step, args.lines_a_step
         try:
             with running(folder, pace=pace, **options) as service:
@@ -172,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step", type=float, default=0.25, help="seconds of a step of the stand-in engine")
     parser.add_argument("--lines-a-step", type=int, default=6)
     parser.add_argument("--expiring", action=argparse.BooleanOptionalAction, default=True, help="takes a minute")
+    parser.add_argument("--small-disk", action="store_true", help="mount one for Valkey, to fill it up (needs root)")
     parser.add_argument("--logs", type=Path, default=None, help="where to keep the logs")
     return parser
 

@@ -1,6 +1,6 @@
 """What can go wrong, and how long it lasts: processes killed and stopped, connections cut, memory and disk full.
 
-A fault strikes, waits, and heals; only Valkey and S3, which nobody here restarts from within, are left to the keeper.
+A fault strikes, waits, and heals; what was killed is started again by its keeper.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from pressrun.bench.chaos_service import Kept, Service
 
+FILLER_BYTES = 2**16
 SMALL_FILE = 16  # bytes that a file may have while the disk is "full"
 
 
@@ -51,6 +52,8 @@ class Faults:
             "network hangs for more than the lease": lambda: self._hang(self._long()),
             "Valkey's memory full": self._fill_memory,
         }
+        if service.has_small_disk:
+            self._kinds["Valkey's disk full"] = self._fill_valkeys_disk
         if service.s3 is not None:
             s3 = service.s3
             self._kinds |= {
@@ -128,6 +131,19 @@ class Faults:
             self._service.redis.config_set("maxmemory", "0")
         except RedisError:
             return False
+        return True
+
+    def _fill_valkeys_disk(self) -> bool:
+        """It refuses every write then, and takes them again once there is room."""
+        filler = self._service.disk / "filler"
+        try:
+            with filler.open("wb") as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(FILLER_BYTES))
+                    file.flush()
+            time.sleep(self._short())
+        finally:
+            filler.unlink()
         return True
 
     def _fill_disk(self) -> bool:

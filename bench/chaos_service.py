@@ -29,6 +29,7 @@ from pressrun.tests.weed import ENVIRON, weed_command
 MODEL = "echo"
 CARE_S = 0.1
 START_TIMEOUT_S = 60.0
+DISK_BYTES = 256 * 2**20
 
 
 class Kept:
@@ -85,8 +86,13 @@ class Kept:
 class Service:
     """Everything, kept running by a thread. `redis` and `client` reach it directly, beside the cuts."""
 
-    def __init__(self, folder: Path, *, lease_s: float, num_workers: int, pace: tuple[float, int], s3: bool) -> None:
+    def __init__(
+        self, folder: Path, *, lease_s: float, num_workers: int, pace: tuple[float, int], s3: bool, small_disk: bool
+    ) -> None:
         self.folder = folder
+        self.disk = folder / "valkey"
+        self.disk.mkdir()
+        self._mounted = small_disk and _mount(self.disk)
         redis_port, api_port = free_port(), free_port()
         weed, endpoint = weed_command(folder / "s3") if s3 else ([], "")
         common = {
@@ -120,6 +126,11 @@ class Service:
         self._keeper = threading.Thread(target=self._keep_all)
 
     @property
+    def has_small_disk(self) -> bool:
+        """Whether Valkey writes to a disk that is small enough to be filled up."""
+        return self._mounted
+
+    @property
     def parts(self) -> list[Kept]:
         return [part for part in (self.valkey, self.s3, self.api, *self.workers) if part is not None]
 
@@ -143,6 +154,8 @@ class Service:
             part.close()
         for cut in self.cuts:
             cut.close()
+        if self._mounted:
+            subprocess.run(["umount", str(self.disk)], check=True)
         self.client.close()
         self.redis.close()
 
@@ -162,9 +175,16 @@ class Service:
                 part.care()
 
 
+def _mount(folder: Path) -> bool:
+    """A small disk of its own there. Raises SystemExit where that is not allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise SystemExit("--small-disk needs the right to mount one")
+    return True
+
+
 def _valkey(folder: Path, port: int) -> list[str]:
     """Its options are those of the embedded one, but for the port."""
-    (folder / "valkey").mkdir()
     options = {"port": port, "dir": folder / "valkey", "appendonly": "yes", "appendfsync": "everysec", "save": ""}
     return [str(get_binary_path()), *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
 
