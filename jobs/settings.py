@@ -51,7 +51,10 @@ class Settings(BaseSettings):
     feed_window: int = Field(64, ge=1, description="Most shards of one batch waiting in RQ at a time.")
     lease_s: float = Field(30.0, ge=1, description="Seconds after which a silent worker's shards go to others.")
     max_attempts: int = Field(
-        10, ge=1, description="Claims of a shard in a row without one finished line before its lines fail."
+        10,
+        ge=1,
+        description="Claims of a shard in a row without one finished line, of fewer and fewer lines at a time, "
+        "before those fail.",
     )
     commit_interval_s: float = Field(0.05, gt=0, le=5, description="Longest wait of a finished line to be stored.")
 

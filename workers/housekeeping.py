@@ -15,7 +15,7 @@ from threading import Event, Lock
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..jobs.backend import Backend
-from ..jobs.finish import end_batch, fill_shard, validate_batch, wind_up
+from ..jobs.finish import end_batch, give_up_on, validate_batch, wind_up
 from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
@@ -73,7 +73,7 @@ class Housekeeper:
         if self._is_due("files", FILES_S):
             sweep_files(self.backend, self.backend.store.expired_files(time.time()))
         if self._is_due("uploads", UPLOADS_S):
-            sweep_broken_uploads(self.backend)
+            self._later("uploads", _sweep_uploads)
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
@@ -141,7 +141,9 @@ class Housekeeper:
             log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(back))
 
     def _later(self, batch_id: str, task: Task) -> None:
-        """Run a slow task for a batch in the background, unless one is under way or has failed just now."""
+        """Run a slow task for a batch, or for "uploads", in the background: not while one is under way, nor just after
+        one has failed.
+        """
         with self._later_lock:
             if batch_id in self._busy or time.monotonic() < self._retry_at.get(batch_id, 0.0):
                 return
@@ -154,7 +156,7 @@ class Housekeeper:
             task(self.backend, batch_id)
         except Exception:
             # The edge of a thread: what went wrong is logged, and a later tick tries again.
-            log.exception("batch %s: %s failed and will be tried again", batch_id, task.__name__)
+            log.exception("%s: %s failed and will be tried again", batch_id, task.__name__)
             failed = True
         with self._later_lock:
             self._busy.discard(batch_id)
@@ -162,6 +164,10 @@ class Housekeeper:
                 self._retry_at[batch_id] = time.monotonic() + RETRY_S
             else:
                 self._retry_at.pop(batch_id, None)
+
+
+def _sweep_uploads(backend: Backend, _: str) -> None:
+    sweep_broken_uploads(backend)
 
 
 def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:
@@ -173,7 +179,7 @@ def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:
 def _give_up(shards: Sequence[int]) -> Task:
     def give_up(backend: Backend, batch_id: str) -> None:
         for shard in shards:
-            log.error("batch %s: shard %d came to nothing too often; its lines fail", batch_id, shard)
-            fill_shard(backend, batch_id, shard, "worker_lost")
+            log.error("batch %s: shard %d came to nothing too often; lines of it fail", batch_id, shard)
+            give_up_on(backend, batch_id, shard)
 
     return give_up

@@ -48,9 +48,9 @@ class Ledger:
     def find(self, key: ShardKey) -> RunningShard | None:
         return self._shards.get(key)
 
-    def open(self, claim: Claim, ticket: Ticket) -> RunningShard:
-        """Enter a claimed shard. One without missing lines is sealed at the next `commit`."""
-        shard = RunningShard(claim=claim, ticket=ticket, num_left=claim.shard.num_lines - len(claim.done))
+    def open(self, claim: Claim, ticket: Ticket, num_lines: int) -> RunningShard:
+        """Enter a claimed shard with so many lines to run. One without any is sealed at the next `commit`."""
+        shard = RunningShard(claim=claim, ticket=ticket, num_left=num_lines)
         assert shard.key not in self._shards
         self._shards[shard.key] = shard
         if not shard.num_left:
@@ -60,6 +60,7 @@ class Ledger:
     def enter(self, shard: RunningShard, result: LineResult) -> None:
         """Note a finished line; one of a shard that has been let go is dropped."""
         if shard.stage == "running":
+            shard.begun = True
             shard.finished.append(result)
             shard.num_left -= 1
             self._mark(shard)
@@ -149,7 +150,8 @@ class Ledger:
         for shard, reply in zip(group, replies, strict=True):
             shard.finished.clear()
             if reply == "ok" and not shard.num_left:
-                # Every line was stored, and yet some are missing: a crash of Redis took them back.
+                # All that was to be run is stored, and yet lines are missing: only a portion was tried, or a crash of
+                # Redis took some back.
                 self.release(shard, count_attempt=True)
                 lost.append(shard)
             elif reply == "lost":

@@ -114,8 +114,10 @@ class PressrunWorker(RqDesk):
         self._let_go_of(self.ledger.hold(self.intake.claims() if self.intake else ()))
         self._look_around()
         self._take_tickets()
-        for taken in self.intake.ready() if self.intake else ():
-            self._receive(taken)
+        if self.intake:
+            for taken in self.intake.ready():
+                self._receive(taken)
+            self.intake.settle(shard.ticket for shard in self.ledger if self._is_doubtful(shard))
         self._hear_engine()
         self._let_go_of(self.ledger.commit())
         self._finish_sealed()
@@ -224,11 +226,15 @@ class PressrunWorker(RqDesk):
         earlier = self.ledger.find(taken.ticket.key)
         if earlier is not None:
             self._let_go(earlier)  # Queued again while it was here: the newer claim has it.
-        shard = self.ledger.open(taken.claim, taken.ticket)
+        shard = self.ledger.open(taken.claim, taken.ticket, len(taken.lines))
         for line in taken.lines:
             if isinstance(line, LineResult):
                 self.ledger.enter(shard, line)
         self.flight.add(shard, (line for line in taken.lines if isinstance(line, Prepared)))
+
+    def _is_doubtful(self, shard: RunningShard) -> bool:
+        """Whether this shard might still turn out to be one that kills workers."""
+        return not shard.begun and time.monotonic() - shard.since < self.backend.settings.lease_s
 
     def _fail_to_take(self, ticket: Ticket, claim: Claim | None, error: Exception) -> None:
         log.error("batch %s: shard %d cannot be run", *ticket.key, exc_info=error)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
 from pressrun.jobs.away import passes
@@ -20,7 +17,7 @@ from pressrun.jobs.errors import BlobsUnavailable
 from pressrun.jobs.finish import seal_shard, validate_batch
 from pressrun.jobs.ids import owner_id
 
-from .conftest import MakeBatch, OwnValkey, chat_line
+from .conftest import MakeBatch, chat_line, valkey_that_cannot_save
 from .simulated import answer, commit, missing
 
 
@@ -77,29 +74,11 @@ def test_nothing_new_is_begun_nor_half_begun(backend: Backend, make_batch: MakeB
     assert backend.shards.feed([batch.id], 2) == [[1]]
 
 
-def first_refusal(redis: Redis) -> ResponseError:
-    for _ in range(1000):
-        try:
-            redis.set("a", "b")
-        except ResponseError as error:
-            return error
-        time.sleep(0.01)
-    raise AssertionError("every write was taken")
-
-
 def test_a_redis_that_cannot_save_is_waited_for() -> None:
-    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryDirectory() as folder:
-        valkey = OwnValkey(Path(home), **{"enable-protected-configs": "yes"})
-        with valkey.client() as redis:
-            redis.config_set("save", "3600 1000")
-            redis.config_set("dir", folder)
-            Path(folder).rmdir()
-            redis.bgsave()
-            refusal = first_refusal(redis)
-        valkey.kill()
-        Path(folder).mkdir()
-    assert str(refusal).startswith("MISCONF")
-    assert passes(refusal)
+    with valkey_that_cannot_save() as valkey, valkey.client() as redis, pytest.raises(ResponseError) as caught:
+        redis.set("a", "b")
+    assert str(caught.value).startswith("MISCONF")
+    assert passes(caught.value)
     assert not passes(ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"))
 
 

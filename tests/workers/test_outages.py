@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +16,12 @@ from redis import Redis
 from rq.suspension import resume, suspend
 
 from pressrun.bench.chaos_cut import Cut
+from pressrun.jobs.errors import BlobsUnavailable
+from pressrun.workers import worker as worker_module
+from pressrun.workers.echo_engine import ByteTokenizer, EchoFactory
+from pressrun.workers.engine_process import EngineProcess
 
+from ..jobs.simulated import GatedBlobs
 from .conftest import Farm, farm_on
 
 
@@ -58,6 +65,37 @@ def test_lines_do_not_fail_for_a_blob_store_that_is_away_for_many_leases(s3_farm
     cut.heal()
     check(s3_farm, batch, 32)
     assert all(worker.process.poll() is None for worker in s3_farm.workers)
+
+
+def test_giving_up_to_wait_for_a_blob_store_costs_no_attempt(
+    redis: Redis, redis_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "PATIENCE_S", 0.1)
+    farm = farm_on(redis, redis_server, tmp_path, max_attempts=2)
+    away, waited = threading.Event(), []
+
+    def gate() -> None:
+        if away.is_set():
+            waited.append(time.monotonic())
+            raise BlobsUnavailable("away")
+
+    backend = replace(farm.backend, blobs=GatedBlobs(farm.backend.blobs, gate))
+    worker = worker_module.PressrunWorker(backend, EngineProcess(EchoFactory()), ByteTokenizer(), grace_s=0.0)
+    thread = threading.Thread(target=worker.work)
+    thread.start()
+    try:
+        farm.until(farm.cards)
+        suspend(redis)
+        batch = farm.batch(farm.many(4))
+        farm.until(lambda: farm.backend.shards.queued([batch.id]) == [[0]])
+        away.set()
+        resume(redis)
+        farm.until(lambda: len(waited) > 10)  # Each time it is given up, some three have been made.
+        away.clear()
+        check(farm, batch, 4)
+    finally:
+        worker.request_stop()
+        thread.join()
 
 
 def test_a_redis_that_is_full_for_many_leases_costs_only_time(mortal_farm: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
+
+from pressrun.jobs.records import ENDED
 
 from .conftest import Farm, farm_on
 
@@ -35,6 +38,27 @@ def test_the_line_that_an_engine_dies_of_fails_alone(farm: Any, prompt: str, cod
     assert worker.process.poll() is None
     output, errors = farm.results(farm.batch(farm.many(4)))
     assert (len(output), errors) == (4, [])
+
+
+def test_a_line_that_kills_the_worker_itself_fails_alone(
+    redis: Redis, redis_server: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    farm = farm_on(redis, redis_server, tmp_path, max_attempts=4)
+    request.addfinalizer(lambda: [worker.end() for worker in farm.workers])
+    lines = farm.many(20)  # A shard of 16 and one of 4.
+    lines[16] = farm.ask("deadly", "please kill the worker")
+    farm.work()
+    batch = farm.batch(lines)
+    num_workers = 1
+    while farm.backend.store.batch(batch.id).status not in ENDED:
+        if farm.workers[-1].process.poll() is not None:
+            farm.work()  # As whoever keeps workers running would.
+            num_workers += 1
+        assert num_workers < 8
+        time.sleep(0.05)
+    output, errors = farm.results(batch)
+    assert [line["custom_id"] for line in output] == [f"line-{i}" for i in range(20) if i != 16]
+    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("deadly", "worker_lost")]
 
 
 def test_an_engine_that_takes_its_time_is_not_killed(farm: Any) -> None:

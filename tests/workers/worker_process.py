@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pressrun.engine.request import Load, Output, Request
@@ -19,6 +20,7 @@ from pressrun.workers.echo_engine import ByteTokenizer, EchoEngine
 from pressrun.workers.worker import run_with
 
 KILL, STOP, SPIN = b"kill the engine", b"stop the engine", b"spin the engine"
+KILL_WORKER = "kill the worker"
 NUM_ROWS = 64
 
 
@@ -45,6 +47,15 @@ class MortalEngine(EchoEngine):
         return super()._answer(request)
 
 
+class MortalTokenizer(ByteTokenizer):
+    """Takes the whole worker along with a prompt that has `KILL_WORKER` in it."""
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
+        if any(KILL_WORKER in message["content"] for message in messages):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().chat(messages)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MortalFactory:
     step_s: float
@@ -61,7 +72,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s %(message)s")
     knobs = json.loads(sys.argv[1])
     grace_s = knobs.pop("grace_s")
-    return run_with(load_settings(), MortalFactory(**knobs), ByteTokenizer, grace_s=grace_s)
+    return run_with(load_settings(), MortalFactory(**knobs), MortalTokenizer, grace_s=grace_s)
 
 
 if __name__ == "__main__":
