@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
@@ -38,6 +39,7 @@ class Report:
 
     faults: list[Struck]
     recovered_s: dict[str, list[float]]
+    slow: list[str]
     dead_hands_s: float
     verdicts: list[Verdict]
     left: list[str]
@@ -83,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "faults": len(report.faults),
                 "batches": len(report.verdicts),
                 "lines": sum(verdict.batch.num_lines for verdict in report.verdicts),
+                "load_average": [round(load, 1) for load in os.getloadavg()],
                 "wall_s": round(report.wall_s, 1),
                 "recovery_worst_of_lease": round(report.worst_recovery_s / args.lease, 2),
                 "wrong": wrong,
@@ -119,6 +122,7 @@ def run(service: Service, args: argparse.Namespace) -> Report:
     return Report(
         faults=struck,
         recovered_s=recoveries(struck, watch),
+        slow=slow_recoveries(struck, watch, started, args.lease / 2),
         dead_hands_s=watch.longest_in_dead_hands_s,
         verdicts=verdicts,
         left=leftovers(service, batches),
@@ -137,6 +141,23 @@ def recoveries(struck: list[Struck], watch: Watch) -> dict[str, list[float]]:
     return found
 
 
+def slow_recoveries(struck: list[Struck], watch: Watch, started: float, limit_s: float) -> list[str]:
+    """What had gone wrong before nothing was finished for so long, and when."""
+    said = []
+    for place, fault in enumerate(struck):
+        finished_at = watch.first_finished_after(fault.healed_at)
+        is_last = place + 1 == len(struck) or struck[place + 1].healed_at > (finished_at or 0.0)
+        if finished_at is not None and is_last and finished_at - fault.healed_at > limit_s:
+            before = ", ".join(
+                f"{one.kind} {fault.healed_at - one.healed_at:.1f} s before" for one in struck[place - 3 : place]
+            )
+            said.append(
+                f"nothing finished for {finished_at - fault.healed_at:.1f} s, {fault.healed_at - started:.0f} s from the "
+                f"start, after: {fault.kind} ({before})"
+            )
+    return said
+
+
 def leftovers(service: Service, batches: list[Submitted]) -> list[str]:
     """Keys of ended batches that should have been cleaned up by now."""
     deadline = time.monotonic() + CLEAN_S
@@ -152,6 +173,8 @@ def print_tables(report: Report, lease_s: float) -> None:
     for kind, seconds in sorted(report.recovered_s.items()):
         median, worst = statistics.median(seconds), max(seconds)
         print(f"{kind:<42} {len(seconds):>5} {median:>19.2f} {worst:>8.2f} {worst / lease_s:>12.2f}")
+    for said in report.slow:
+        print(said)
     print(f"{len(report.faults)} faults in {report.wall_s:.0f} s; a lease is {lease_s:g} s; ", end="")
     print(f"no shard was in dead hands for longer than {report.dead_hands_s:.1f} s")
     print(f"\n{'batch':<12} {'lines':>6} {'ended as':>10} {'completed':>10} {'failed':>7} {'unrun':>6}  wrong")

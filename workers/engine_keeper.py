@@ -6,6 +6,7 @@ Knows nothing of where lines come from or of where their answers go.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,8 @@ from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 RESTART_S, LONGEST_RESTART_S = 0.1, 1.0
+UNDYING_S = 30.0  # From SIGKILL on.
+EXIT_UNDYING = 70
 MOST_DEATHS = 24  # Enough to single out one line of thousands; more, and it is the engine.
 
 
@@ -35,7 +38,7 @@ class EngineKeeper:
     def __init__(self, engine: EngineProcess, flight: Flight, waker: Waker, *, stall_s: float) -> None:
         self._engine, self._flight, self._waker = engine, flight, waker
         self._watchdog = Watchdog(stall_s)
-        self._hung = False
+        self._hung, self._killed_at = False, 0.0
         self._start_at = 0.0
         self._deaths = 0
         self.ready = False
@@ -67,12 +70,18 @@ class EngineKeeper:
         return Heard(complete=complete, deadly=[])
 
     def _watch(self) -> None:
-        """Kill an engine that hangs: the next `hear` finds it dead."""
+        """Kill an engine that hangs: the next `hear` finds it dead. End with one that cannot be killed."""
         busy = self._flight.num_inside > 0
-        if not self._hung and self._watchdog.sees_hang(busy=busy, progress=self._engine.progress):
+        if not self._watchdog.sees_hang(busy=busy, progress=self._engine.progress):
+            return
+        if not self._hung:
             log.error("the engine has done nothing for %g s and is killed", self._watchdog.patience_s)
-            self._hung = True
+            self._hung, self._killed_at = True, time.monotonic()
             self._engine.kill()
+        elif time.monotonic() - self._killed_at > UNDYING_S:
+            # It is held by a driver, and every orderly end would wait for it. Others wait for the leases only.
+            log.critical("the engine cannot be killed; the worker ends without it")
+            os._exit(EXIT_UNDYING)
 
     def _died(self, death: EngineDied) -> Heard:
         self._deaths += 1

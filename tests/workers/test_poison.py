@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from redis import Redis
 
 from pressrun.jobs.records import ENDED
+from pressrun.workers.engine_keeper import EXIT_UNDYING
 
 from .conftest import Farm, farm_on
 
@@ -38,6 +41,28 @@ def test_the_line_that_an_engine_dies_of_fails_alone(farm: Any, prompt: str, cod
     assert worker.process.poll() is None
     output, errors = farm.results(farm.batch(farm.many(4)))
     assert (len(output), errors) == (4, [])
+
+
+UNDYING = """
+from types import SimpleNamespace
+from pressrun.workers import engine_keeper
+
+class Undying:
+    running, info, progress = True, object(), 0
+    def poll(self, timeout, waker): return []
+    def kill(self): print("killed", flush=True)
+
+engine_keeper.UNDYING_S = 0.2
+flight = SimpleNamespace(num_inside=1, pump=lambda: None, take=lambda outputs: [])
+keeper = engine_keeper.EngineKeeper(Undying(), flight, None, stall_s=0.2)
+while True:
+    keeper.hear(0.01)
+"""
+
+
+def test_a_worker_does_not_hold_on_to_an_engine_that_cannot_even_be_killed() -> None:
+    result = subprocess.run([sys.executable, "-c", UNDYING], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.stdout, result.returncode) == ("killed\n", EXIT_UNDYING), result.stderr
 
 
 def test_a_line_that_kills_the_worker_itself_fails_alone(
