@@ -49,11 +49,11 @@ class Report:
     def worst_recovery_s(self) -> float:
         return max((max(times) for times in self.recovered_s.values()), default=0.0)
 
-    def wrong(self, lease_s: float) -> list[str]:
+    def wrong(self, patience_s: float) -> list[str]:
         found = [f"{verdict.batch.name}: {said}" for verdict in self.verdicts for said in verdict.wrong]
         found += [f"left behind: {name}" for name in self.left]
-        if self.worst_recovery_s > lease_s:
-            found.append(f"nothing was finished for {self.worst_recovery_s:.1f} s, longer than a lease")
+        if self.worst_recovery_s > patience_s:
+            found.append(f"nothing was finished for {self.worst_recovery_s:.1f} s, longer than {patience_s:g} s")
         return found
 
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.logs is not None:
                 keep_logs(folder, args.logs)
     print_tables(report, args.lease)
-    wrong = report.wrong(args.lease)
+    wrong = report.wrong(args.patience or args.lease)
     print(
         json.dumps(
             {
@@ -151,10 +151,8 @@ def slow_recoveries(struck: list[Struck], watch: Watch, started: float, limit_s:
             before = ", ".join(
                 f"{one.kind} {fault.healed_at - one.healed_at:.1f} s before" for one in struck[place - 3 : place]
             )
-            said.append(
-                f"nothing finished for {finished_at - fault.healed_at:.1f} s, {fault.healed_at - started:.0f} s from the "
-                f"start, after: {fault.kind} ({before})"
-            )
+            seconds, at = finished_at - fault.healed_at, fault.healed_at - started
+            said.append(f"nothing finished for {seconds:.1f} s at {at:.0f} s, after: {fault.kind} ({before})")
     return said
 
 
@@ -195,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--blobs", choices=("s3", "disk"), default="s3")
     parser.add_argument("--seed", type=int, default=0, help="of the faults, their kinds and instants")
     parser.add_argument("--lease", type=float, default=5.0, help="seconds")
+    parser.add_argument("--patience", type=float, help="seconds until something must be finished again; else a lease")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gap", type=float, default=1.5, help="seconds between two faults, on average")
     parser.add_argument("--step", type=float, default=0.25, help="seconds of a step of the stand-in engine")

@@ -40,6 +40,7 @@ class Housekeeper:
         self._retry_at: dict[str, float] = {}
         self._later_lock = Lock()
         self._due: dict[str, float] = {}
+        self._feed_at = 0.0
         self._missing_since: dict[tuple[str, int], float] = {}
 
     def run(self, stop: Event) -> None:
@@ -86,10 +87,13 @@ class Housekeeper:
         """Put waiting shards into RQ. What `feed` gives is nobody else's until it is there, so this is the place to
         clear away traces of an earlier run, such as the job of a worker that died.
         """
+        if time.monotonic() < self._feed_at:
+            return
         try:
             fed = self.backend.shards.feed(batch_ids, self.backend.settings.feed_window)
         except OutOfMemoryError as error:
             log.warning("no work is queued: Redis' memory is full: %s", error)
+            self._feed_at = time.monotonic() + RETRY_S
             return
         for batch_id, shards in zip(batch_ids, fed, strict=True):
             if shards:
