@@ -235,6 +235,18 @@ def test_of_a_spent_shard_only_the_lines_tried_last_fail_and_the_others_run_agai
     assert commit(backend, again, results(again)) == "complete"
 
 
+def test_once_its_window_has_closed_a_batch_is_neither_held_nor_claimed_but_wound_up(
+    backend: Backend, make_batch: MakeBatch
+) -> None:
+    batch = running(backend, make_batch, 8)
+    held = claim(backend, batch, 0, "a")
+    assert backend.shards.hold([held], 5.0) == [True]
+    backend.redis.hset(batch_key(batch.id), "expires_at", int(time.time()) - 1)  # No housekeeper has seen it yet.
+    assert backend.shards.hold([held], 5.0) == [False]
+    assert backend.shards.claim(batch.id, 1, "a", 5.0) is None
+    assert backend.shards.claim(batch.id, 1, "a", 5.0, winding_up=True) is not None
+
+
 def test_a_queued_shard_that_was_claimed_meanwhile_is_not_lost(backend: Backend, make_batch: MakeBatch) -> None:
     batch = running(backend, make_batch, 12)
     assert backend.shards.feed([batch.id], 2) == [[0, 1]]

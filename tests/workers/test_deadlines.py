@@ -27,7 +27,7 @@ from .conftest import CHAT, Farm
 
 MODEL = "smol"
 NUM_LINES = 8
-SOON_S = 1.0  # A turn of the worker, a step of the engine, and the machine's other work.
+SOON_S = 2.0  # A turn of the worker, a step of the engine, and the machine's other work.
 
 pytestmark = [pytest.mark.model]
 

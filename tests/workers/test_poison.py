@@ -21,7 +21,7 @@ from .conftest import Farm, farm_on
 @pytest.fixture
 def farm(redis: Redis, redis_server: str, tmp_path: Path) -> Iterator[Farm]:
     """One whose engines are given up soon."""
-    farm = farm_on(redis, redis_server, tmp_path, engine_stall_s=0.5)
+    farm = farm_on(redis, redis_server, tmp_path, engine_stall_s=1.5)
     yield farm
     for worker in farm.workers:
         worker.end()
@@ -87,7 +87,7 @@ def test_a_line_that_kills_the_worker_itself_fails_alone(
 
 
 def test_an_engine_that_takes_its_time_is_not_killed(farm: Any) -> None:
-    worker = farm.work(step_s=0.4, max_num_seqs=4)
+    worker = farm.work(step_s=0.5, max_num_seqs=3)
     (engine,) = worker.engines()
     output, errors = farm.results(farm.batch(farm.many(12)))
     assert (len(output), errors) == (12, [])
