@@ -28,7 +28,8 @@ MOST_RESUMES = 5
 CONFIG = Config(
     connect_timeout=5,
     read_timeout=60,
-    retries={"mode": "standard", "max_attempts": 5},
+    # Few, because boto3's pauses double: who waits for a store that is away hears soon that it is back.
+    retries={"mode": "standard", "max_attempts": 3},
     max_pool_connections=32,
     # Newer checksums are unknown to many stores that are not Amazon's.
     request_checksum_calculation="when_required",
