@@ -5,7 +5,7 @@
 | `UserError` and its kind | its own status and fields |
 | what pydantic finds in a request | 400, named as OpenAI names it |
 | an unknown path or method, a body that cannot be read | 404, 405, 400 |
-| Redis away, loading, full or read-only | 503 with `Retry-After`: clients try again by themselves |
+| Redis or the blob store away, loading, full or read-only | 503 with `Retry-After`: clients try again by themselves |
 | anything else | 500 without its inner text, which goes to the log (`edge.py`) |
 """
 
@@ -19,25 +19,17 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ..jobs.errors import BlobsUnavailable, Conflict, StoreUnavailable, UserError
+from ..jobs.away import PASSING, passes
+from ..jobs.errors import Conflict, StoreUnavailable, UserError
 from ..jobs.invalid import invalid_type, user_error
 
 log = logging.getLogger("pressrun.api")
 
-AWAY: tuple[type[Exception], ...] = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    ReadOnlyError,
-    OutOfMemoryError,
-    StoreUnavailable,
-    BlobsUnavailable,
-)
+AWAY: tuple[type[Exception], ...] = (*PASSING, StoreUnavailable)
 RETRY_AFTER_S = 1
 
 
@@ -56,6 +48,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
     for away in AWAY:
         app.add_exception_handler(away, _on_away)
+    app.add_exception_handler(ResponseError, _on_response_error)
 
 
 def error_response(error: UserError, headers: Mapping[str, str] | None = None) -> Response:
@@ -87,6 +80,12 @@ async def _on_away(request: Request, error: Exception) -> Response:
     message = "The server's store is not available now. Try again shortly."
     answer = UserError(message, code="service_unavailable", status=503)
     return error_response(answer, {"Retry-After": str(RETRY_AFTER_S)})
+
+
+async def _on_response_error(request: Request, error: Exception) -> Response:
+    if not passes(error):
+        raise error
+    return await _on_away(request, error)
 
 
 def _from_starlette(request: Request, error: HTTPException) -> UserError:

@@ -7,7 +7,7 @@ between them are single scripts. One process at a time ends a given batch (`batc
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -22,8 +22,9 @@ from .backend import Backend
 from .errors import BlobsUnavailable
 from .ids import owner_id
 from .lines import label, never_ran, requests_of
-from .records import ENDED, Batch, Claim, File, Segment, ShardCommit
+from .records import ENDED, Batch, Claim, File, Line, Segment, ShardCommit
 from .store import batch_key
+from .suspects import portion
 from .validation import Arrangement, Reader, validate
 
 log = logging.getLogger(__name__)
@@ -127,21 +128,45 @@ def seal_shard(backend: Backend, claim: Claim) -> None:
 
 def fill_shard(backend: Backend, batch_id: str, shard: int, code: str) -> None:
     """End a shard whose missing lines will not run: each becomes an error line with `code`."""
+    _fill(backend, batch_id, shard, code, lambda claim, missing: len(missing))
+
+
+def give_up_on(backend: Backend, batch_id: str, shard: int) -> None:
+    """End the lines that a spent shard was tried with last; what is left of it is tried again.
+
+    A shard that is not spent any more, because another process was faster, is left as it is.
+    """
+    most = backend.settings.max_attempts
+
+    def tried_last(claim: Claim, missing: Sequence[Line]) -> int:
+        attempts = claim.attempts - 1  # Before this claim.
+        return portion(len(missing), attempts, most) if attempts >= most else 0
+
+    if backend.shards.attempts_of(batch_id, shard) >= most:
+        _fill(backend, batch_id, shard, "worker_lost", tried_last)
+
+
+def _fill(
+    backend: Backend, batch_id: str, shard: int, code: str, how_many: Callable[[Claim, Sequence[Line]], int]
+) -> None:
     claim = backend.shards.claim(batch_id, shard, owner_id(), backend.settings.lease_s, winding_up=True)
     if claim is None:
         return
     lines = requests_of(backend.blobs_of(claim.batch), claim.batch, claim.shard)
-    missing = tuple(never_ran(line, code) for line in lines if line.index not in claim.done)
-    for start in range(0, len(missing), FILL_LINES):
+    missing = [line for line in lines if line.index not in claim.done]
+    results = tuple(never_ran(line, code) for line in missing[: how_many(claim, missing)])
+    for start in range(0, len(results), FILL_LINES):
         commit = ShardCommit(
             batch_id=batch_id,
             shard=shard,
             owner=claim.owner,
             num_lines=claim.shard.num_lines,
-            results=missing[start : start + FILL_LINES],
+            results=results[start : start + FILL_LINES],
         )
         backend.shards.commit([commit])
     seal_shard(backend, claim)
+    if len(results) < len(missing):
+        backend.shards.release(claim, count_attempt=False)
 
 
 def wind_up(backend: Backend, batch_id: str) -> None:

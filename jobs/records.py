@@ -179,12 +179,16 @@ class LineResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A shard held under a lease: whoever shows `owner` may commit to it until somebody else claims it."""
+    """A shard held under a lease: whoever shows `owner` may commit to it until somebody else claims it.
+
+    `attempts` counts the claims, with this one, since a line of the shard was last finished.
+    """
 
     batch: Batch
     shard: Shard
     owner: str
     done: frozenset[int]
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

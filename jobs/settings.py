@@ -29,7 +29,7 @@ class Settings(BaseSettings):
         Path("~/.cache/pressrun"), description="Folder for models, files, results and the embedded Valkey."
     )
     redis_url: str | None = Field(
-        None, description="Redis or Valkey to use, such as redis://host:6379/0. Unset: an embedded Valkey."
+        None, description="Redis (7 or newer) or Valkey to use, such as redis://host:6379/0. Unset: an embedded Valkey."
     )
     blob_url: str | None = Field(
         None,
@@ -51,7 +51,10 @@ class Settings(BaseSettings):
     feed_window: int = Field(64, ge=1, description="Most shards of one batch waiting in RQ at a time.")
     lease_s: float = Field(30.0, ge=1, description="Seconds after which a silent worker's shards go to others.")
     max_attempts: int = Field(
-        10, ge=1, description="Claims of a shard in a row without one finished line before its lines fail."
+        10,
+        ge=1,
+        description="Claims of a shard in a row without one finished line, of fewer and fewer lines at a time, "
+        "before those fail.",
     )
     commit_interval_s: float = Field(0.05, gt=0, le=5, description="Longest wait of a finished line to be stored.")
 
@@ -64,6 +67,12 @@ class Settings(BaseSettings):
     )
     engine: Literal["native", "echo"] = Field(
         "native", description="native runs the model; echo answers at once with the prompt (service tests)."
+    )
+    engine_stall_s: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds that the engine may do nothing with lines in it, before it is taken to hang and started "
+        "again; longer than any step may take. 0: for ever.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and KV cache."

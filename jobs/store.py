@@ -8,6 +8,7 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | `pressrun:file:{id}` | a file's fields |
 | `pressrun:files`, `pressrun:batches` | ids in order of creation |
 | `pressrun:file-expiry` | file ids by the time they expire |
+| `pressrun:uploads` | ids of files whose bytes are on their way, by the time they began |
 | `pressrun:active:batch`, `:job` | batches and jobs that have not ended, by deadline |
 | `pressrun:{id}` | a batch: its fields, status and counters |
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
@@ -32,13 +33,17 @@ from .records import ENDED, MOVES, Batch, BatchError, BatchKind, BatchStatus, Co
 
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
-FILE_EXPIRY, SEQUENCE = "pressrun:file-expiry", "pressrun:sequence"
+FILE_EXPIRY, UPLOADS, SEQUENCE = "pressrun:file-expiry", "pressrun:uploads", "pressrun:sequence"
 MODEL_TTL_S = 30
 DURABLE_WAIT_MS = 3000  # Less than the connection's own time-out of 5 s.
 
 
 class Scripts:
-    """The Lua scripts beside this module, registered once per connection pool."""
+    """The Lua scripts beside this module, registered once per connection pool.
+
+    Those that bring what is in hand to its end are let through when Redis' memory is full (`allow-oom`), because only
+    that empties it again. Those that begin something (`#!lua` alone) are then refused before their first change.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -65,6 +70,15 @@ class Store:
 
     # Files
 
+    def begin_upload(self, file_id: str) -> None:
+        """Note that a file's bytes are on their way, so that they are found if its description never follows."""
+        self.redis.zadd(UPLOADS, {file_id: self._now()})
+
+    def broken_uploads(self, older_than_s: float, limit: int = 1000) -> list[str]:
+        """Ids of files that were begun so long ago and never came to a description."""
+        until = self._now() - older_than_s
+        return [_text(raw) for raw in self.redis.zrangebyscore(UPLOADS, "-inf", until, start=0, num=limit)]
+
     def add_file(self, file: File) -> None:
         """Write a file's description; writing the same one again changes nothing."""
         fields = {name: str(value) for name, value in asdict(file).items() if value is not None}
@@ -72,6 +86,7 @@ class Store:
         pipe.hset(f"pressrun:file:{file.id}", mapping=fields)  # type: ignore[arg-type]
         if file.expires_at is not None:
             pipe.zadd(FILE_EXPIRY, {file.id: file.expires_at})
+        pipe.zrem(UPLOADS, file.id)
         pipe.execute()
         self.redis.zadd(FILES, {file.id: self.redis.incr(SEQUENCE)}, nx=True)
 
@@ -122,6 +137,7 @@ class Store:
         pipe.delete(f"pressrun:file:{file_id}")
         pipe.zrem(FILES, file_id)
         pipe.zrem(FILE_EXPIRY, file_id)
+        pipe.zrem(UPLOADS, file_id)
         pipe.execute()
 
     def inputs_in_use(self) -> set[str]:
@@ -186,11 +202,16 @@ class Store:
         return _text(was) in origins
 
     def cancel(self, batch_id: str) -> Batch:
-        """Ask a batch to end. Repeating it is harmless; raises Conflict where the batch has ended otherwise."""
+        """Ask a batch to end; on return that survives, as `create_batch` does. Repeating it is harmless.
+
+        Raises Conflict where the batch has ended otherwise.
+        """
         self.move(batch_id, "cancelling", closing="cancelled")
         batch = self.batch(batch_id)
         if batch.status in ENDED and batch.status != "cancelled":
             raise Conflict(f"Cannot cancel a {batch.kind} with status '{batch.status}'.")
+        if batch.kind == "batch":
+            self.make_durable()
         return batch
 
     def fail(self, batch_id: str, errors: Iterable[BatchError], total: int, *, to: BatchStatus = "failed") -> None:
@@ -245,7 +266,8 @@ class Store:
     def make_durable(self) -> None:
         """Wait until Redis has what was written on disk. A server that keeps no AOF promises only what it keeps."""
         pipe = self.redis.pipeline(transaction=False)
-        pipe.incr(SEQUENCE)  # WAITAOF speaks of the connection's own writes; this one follows all of ours.
+        # WAITAOF speaks of the connection's own writes; this one follows all of ours.
+        self.scripts["mark"](keys=[SEQUENCE], client=pipe)
         pipe.execute_command("WAITAOF", 1, 0, DURABLE_WAIT_MS)  # type: ignore[no-untyped-call]
         try:
             _, (num_synced, _replicas) = pipe.execute()

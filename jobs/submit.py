@@ -24,6 +24,7 @@ PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 JOB_WINDOW = "24h"
 MIN_WINDOW_S, MAX_WINDOW_S = 60, 30 * 86400
 MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 86400
+LONGEST_UPLOAD_S = 86400
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _WINDOW = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+", re.ASCII)
 
@@ -36,7 +37,10 @@ def create_file(
     chunks: Iterable[bytes],
     expires_after_s: int | None = None,
 ) -> File:
-    """Store an upload. A batch file must be called .jsonl, hold something, and begin with a JSON object."""
+    """Store an upload, durable when this returns.
+
+    A batch file must be called .jsonl, hold something, and begin with a JSON object.
+    """
     settings = backend.settings
     if purpose not in PURPOSES:
         raise _bad_value("purpose", purpose, PURPOSES)
@@ -49,12 +53,14 @@ def create_file(
             raise UserError(f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'.", param="file")
         chunks = _checked_start(chunks, settings.max_line_bytes)
     now, file_id = int(time.time()), ids.file_id()
+    backend.store.begin_upload(file_id)
     try:
         size = backend.blobs.put(f"files/{file_id}", chunks)
         if not size:
             raise UserError("The file is empty.", param="file", code="empty_file")
     except UserError:
         backend.blobs.delete(f"files/{file_id}")
+        backend.store.forget_file(file_id)
         raise
     ttl = expires_after_s or (settings.file_ttl_s if purpose == "batch" else None)
     file = File(
@@ -66,12 +72,14 @@ def create_file(
         expires_at=ttl and now + ttl,
     )
     backend.store.add_file(file)
+    backend.store.make_durable()
     return file
 
 
 def delete_file(backend: Backend, file_id: str) -> None:
     """Make a file unknown to clients, now. Its bytes stay as long as a batch needs them that is made of it."""
     backend.store.retire_file(file_id)
+    backend.store.make_durable()  # A crash of Redis must not bring back a file that has no bytes.
     sweep_files(backend, [file_id])
 
 
@@ -82,6 +90,15 @@ def sweep_files(backend: Backend, expired: Iterable[str]) -> None:
         if file_id not in in_use:
             backend.blobs.delete(f"files/{file_id}")
             backend.store.forget_file(file_id)
+
+
+def sweep_broken_uploads(backend: Backend) -> None:
+    """Delete the bytes of uploads that broke off, and that nobody can be sending any more. May be done twice."""
+    for file_id in backend.store.broken_uploads(LONGEST_UPLOAD_S):
+        backend.blobs.delete(f"files/{file_id}")
+        backend.store.forget_file(file_id)
+    for folder in ("files", "arranged", "segments"):
+        backend.blobs.tidy(folder, LONGEST_UPLOAD_S)
 
 
 def create_batch(

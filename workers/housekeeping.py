@@ -12,19 +12,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Lock
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..jobs.backend import Backend
-from ..jobs.finish import end_batch, fill_shard, validate_batch, wind_up
+from ..jobs.finish import end_batch, give_up_on, validate_batch, wind_up
 from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
-from ..jobs.submit import sweep_files
+from ..jobs.submit import sweep_broken_uploads, sweep_files
 
 log = logging.getLogger(__name__)
 
 # Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
-FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S = 0.05, 0.2, 1.0, 5.0, 60.0
+FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S, UPLOADS_S = 0.05, 0.2, 1.0, 5.0, 60.0, 3600.0
 RETRY_S = 1.0
 KINDS: tuple[BatchKind, ...] = ("batch", "job")
 Task = Callable[[Backend, str], None]
@@ -40,6 +40,7 @@ class Housekeeper:
         self._retry_at: dict[str, float] = {}
         self._later_lock = Lock()
         self._due: dict[str, float] = {}
+        self._feed_at = 0.0
         self._missing_since: dict[tuple[str, int], float] = {}
 
     def run(self, stop: Event) -> None:
@@ -68,10 +69,12 @@ class Housekeeper:
             jobs = self.backend.store.active("job")
             self._care(jobs)
             self._feed("job", jobs)
-        if self._is_due("lost", min(LOST_S, self.backend.settings.lease_s / 2)):
+        if self._is_due("lost", min(LOST_S, self.backend.settings.lease_s / 4)):
             self._requeue_lost()
         if self._is_due("files", FILES_S):
             sweep_files(self.backend, self.backend.store.expired_files(time.time()))
+        if self._is_due("uploads", UPLOADS_S):
+            self._later("uploads", _sweep_uploads)
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
@@ -84,7 +87,14 @@ class Housekeeper:
         """Put waiting shards into RQ. What `feed` gives is nobody else's until it is there, so this is the place to
         clear away traces of an earlier run, such as the job of a worker that died.
         """
-        fed = self.backend.shards.feed(batch_ids, self.backend.settings.feed_window)
+        if time.monotonic() < self._feed_at:
+            return
+        try:
+            fed = self.backend.shards.feed(batch_ids, self.backend.settings.feed_window)
+        except OutOfMemoryError as error:
+            log.warning("no work is queued: Redis' memory is full: %s", error)
+            self._feed_at = time.monotonic() + RETRY_S
+            return
         for batch_id, shards in zip(batch_ids, fed, strict=True):
             if shards:
                 forget_shards(self.backend.redis, kind, batch_id, shards)
@@ -113,7 +123,7 @@ class Housekeeper:
             self._later(batch_id, _give_up(batch.spent))
 
     def _requeue_lost(self) -> None:
-        """Find shards that have been fed, but for the time of a lease have neither waited in RQ nor been claimed.
+        """Find shards that have been fed, but for half a lease have neither waited in RQ nor been claimed.
 
         Their RQ job was deleted, or whoever was to queue or to claim it died.
         """
@@ -128,14 +138,16 @@ class Housekeeper:
         self._missing_since = missing
         lost: dict[str, list[int]] = {}
         for (batch_id, shard), since in missing.items():
-            if now - since >= self.backend.settings.lease_s:
+            if now - since >= self.backend.settings.lease_s / 2:
                 lost.setdefault(batch_id, []).append(shard)
         for batch_id, shards in lost.items():
             back = self.backend.shards.requeue(batch_id, shards)
             log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(back))
 
     def _later(self, batch_id: str, task: Task) -> None:
-        """Run a slow task for a batch in the background, unless one is under way or has failed just now."""
+        """Run a slow task for a batch, or for "uploads", in the background: not while one is under way, nor just after
+        one has failed.
+        """
         with self._later_lock:
             if batch_id in self._busy or time.monotonic() < self._retry_at.get(batch_id, 0.0):
                 return
@@ -148,7 +160,7 @@ class Housekeeper:
             task(self.backend, batch_id)
         except Exception:
             # The edge of a thread: what went wrong is logged, and a later tick tries again.
-            log.exception("batch %s: %s failed and will be tried again", batch_id, task.__name__)
+            log.exception("%s: %s failed and will be tried again", batch_id, task.__name__)
             failed = True
         with self._later_lock:
             self._busy.discard(batch_id)
@@ -156,6 +168,10 @@ class Housekeeper:
                 self._retry_at[batch_id] = time.monotonic() + RETRY_S
             else:
                 self._retry_at.pop(batch_id, None)
+
+
+def _sweep_uploads(backend: Backend, _: str) -> None:
+    sweep_broken_uploads(backend)
 
 
 def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:
@@ -167,7 +183,7 @@ def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:
 def _give_up(shards: Sequence[int]) -> Task:
     def give_up(backend: Backend, batch_id: str) -> None:
         for shard in shards:
-            log.error("batch %s: shard %d came to nothing too often; its lines fail", batch_id, shard)
-            fill_shard(backend, batch_id, shard, "worker_lost")
+            log.error("batch %s: shard %d came to nothing too often; lines of it fail", batch_id, shard)
+            give_up_on(backend, batch_id, shard)
 
     return give_up

@@ -1,3 +1,4 @@
+#!lua
 -- Takes the first waiting shards of a running batch, as many as its window has room for.
 -- KEYS: batch, waiting, queued. ARGV: window. Returns shard indexes.
 if redis.call('HGET', KEYS[1], 'status') ~= 'in_progress' then return {} end

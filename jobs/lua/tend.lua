@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- What there is to do for a batch; in a running one, shards whose lease ran out go back in line.
 -- KEYS: batch, waiting, leased, owners, attempts. ARGV: most claims in a row without a finished line.
 -- Returns false, or {status, closing, expires_at, shards put back, shards that nobody holds and whose claims are spent}.
