@@ -197,12 +197,22 @@ def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]]
             lines = chain.from_iterable(map(open_segment, keys))
         size = backend.blobs.put(f"files/{file_id}", _while_locked(lines, lock))
         _renew(lock)
-        name = f"{batch.id}_{part}.jsonl"
-        backend.store.add_file(
-            File(id=file_id, bytes=size, created_at=int(time()), filename=name, purpose="batch_output")
-        )
+        backend.store.add_file(_result_file(batch, file_id, f"{batch.id}_{part}.jsonl", size))
         files[f"{part}_file_id"] = file_id
     return files
+
+
+def _result_file(batch: Batch, file_id: str, filename: str, size: int) -> File:
+    now = int(time())
+    return File(
+        id=file_id,
+        bytes=size,
+        created_at=now,
+        filename=filename,
+        purpose="batch_output",
+        expires_at=None if batch.output_ttl_s is None else now + batch.output_ttl_s,
+        tenant=batch.tenant,
+    )
 
 
 def _while_locked(chunks: Iterable[bytes], lock: Lock) -> Iterator[bytes]:

@@ -282,6 +282,8 @@ def _batch_fields(batch: Batch) -> dict[Any, Any]:
     fields |= asdict(batch.counts) | asdict(batch.usage) | batch.times
     if batch.metadata is not None:
         fields["metadata"] = json.dumps(batch.metadata)
+    if batch.output_ttl_s is not None:
+        fields["output_ttl_s"] = batch.output_ttl_s
     return fields
 
 
@@ -295,6 +297,7 @@ def _batch(raw: Mapping[Any, Any]) -> Batch:
         expires_at=int(fields["expires_at"]),
         num_shards=int(fields["num_shards"]),
         priority=int(fields.get("priority", 0)),
+        output_ttl_s=int(fields["output_ttl_s"]) if "output_ttl_s" in fields else None,
         arranged=fields.get("arranged") == "1",
         metadata=json.loads(fields["metadata"]) if "metadata" in fields else None,
         errors=tuple(BatchError(**error) for error in json.loads(fields.get("errors", "[]"))),

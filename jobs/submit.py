@@ -40,9 +40,7 @@ def create_file(
     settings = backend.settings
     if purpose not in PURPOSES:
         raise _bad_value("purpose", purpose, PURPOSES)
-    if expires_after_s is not None and not MIN_EXPIRY_S <= expires_after_s <= MAX_EXPIRY_S:
-        message = f"Invalid value for 'expires_after.seconds': expected {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
-        raise UserError(message, param="expires_after.seconds", code="invalid_value")
+    check_expiry(expires_after_s, "expires_after.seconds")
     chunks = _at_most(chunks, settings.max_file_bytes)
     if purpose == "batch":
         if not filename.endswith(".jsonl"):
@@ -85,13 +83,20 @@ def sweep_files(backend: Backend, expired: Iterable[str]) -> None:
 
 
 def create_batch(
-    backend: Backend, *, input_file_id: str, endpoint: str, completion_window: str, metadata: object = None
+    backend: Backend,
+    *,
+    input_file_id: str,
+    endpoint: str,
+    completion_window: str,
+    metadata: object = None,
+    output_ttl_s: int | None = None,
 ) -> Batch:
     """A new batch, durable when this returns. What is wrong with its lines shows in its status, not here."""
     if endpoint not in ENDPOINTS:
         raise _bad_value("endpoint", endpoint, ENDPOINTS)
     window_s = parse_window(completion_window)
     tags = check_metadata(metadata)
+    check_expiry(output_ttl_s, "output_expires_after.seconds")
     file = _batch_input(backend, input_file_id)
     now = int(time.time())
     batch = Batch(
@@ -105,6 +110,7 @@ def create_batch(
         metadata=tags,
         reserved_output_id=ids.file_id(),
         reserved_error_id=ids.file_id(),
+        output_ttl_s=output_ttl_s,
     )
     backend.store.create_batch(batch)
     return batch
@@ -188,6 +194,13 @@ def parse_window(text: object) -> int:
             return int(seconds)
     message = f"Invalid value: '{text}'. Expected a duration from 1m to 30d, such as '24h' or '1h30m'."
     raise UserError(message, param="completion_window", code="invalid_value")
+
+
+def check_expiry(seconds: int | None, param: str) -> None:
+    """How long a file may be kept: an hour to 30 days; None: as long as its kind is."""
+    if seconds is not None and not MIN_EXPIRY_S <= seconds <= MAX_EXPIRY_S:
+        message = f"Invalid value for '{param}': expected {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
+        raise UserError(message, param=param, code="invalid_value")
 
 
 def check_metadata(metadata: object) -> dict[str, str] | None:
