@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
 from ..jobs import submit
 from .deps import BackendDep
-from .expiry import ExpiresAfter
+from .expiry import ExpiresAfter, seconds_of
 from .schemas import BatchObject, ListOf
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -50,7 +50,7 @@ def create_batch(body: BatchCreate, backend: BackendDep) -> BatchObject:
         endpoint=body.endpoint,
         completion_window=body.completion_window,
         metadata=body.metadata,
-        output_ttl_s=body.output_expires_after and body.output_expires_after.seconds,
+        output_ttl_s=seconds_of(body.output_expires_after),
     )
     return BatchObject.of(batch)
 

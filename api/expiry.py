@@ -16,3 +16,8 @@ class ExpiresAfter(BaseModel):
 
     anchor: Literal["created_at"]
     seconds: int = Field(strict=True, ge=MIN_EXPIRY_S, le=MAX_EXPIRY_S)
+
+
+def seconds_of(expiry: ExpiresAfter | None) -> int | None:
+    """How long a file is to be kept, where anybody has said so."""
+    return None if expiry is None else expiry.seconds

@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
 
     max_file_bytes: int = Field(512 * 2**20, ge=1, description="Largest upload, in bytes.")
+    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="Largest file that is uploaded in parts, in bytes.")
     max_batch_bytes: int = Field(200 * 2**20, ge=1, description="Largest input file of a batch, in bytes.")
     max_batch_lines: int = Field(50_000, ge=1, description="Most requests in one batch.")
     max_line_bytes: int = Field(8 * 2**20, ge=1024, description="Longest line of a batch file, in bytes.")

@@ -52,6 +52,15 @@ class Scripts:
         return self._loaded[name]
 
 
+def file_key(file_id: str) -> str:
+    return f"pressrun:file:{file_id}"
+
+
+def file_fields(file: File) -> dict[Any, Any]:
+    """What is written down of a file."""
+    return {name: str(value) for name, value in asdict(file).items() if value is not None}
+
+
 def batch_key(batch_id: str) -> str:
     return f"pressrun:{{{batch_id}}}"
 
@@ -67,9 +76,8 @@ class Store:
 
     def add_file(self, file: File) -> None:
         """Write a file's description; writing the same one again changes nothing."""
-        fields = {name: str(value) for name, value in asdict(file).items() if value is not None}
         pipe = self.redis.pipeline()
-        pipe.hset(f"pressrun:file:{file.id}", mapping=fields)  # type: ignore[arg-type]
+        pipe.hset(file_key(file.id), mapping=file_fields(file))
         if file.expires_at is not None:
             pipe.zadd(FILE_EXPIRY, {file.id: file.expires_at})
         pipe.execute()
@@ -77,7 +85,7 @@ class Store:
 
     def file(self, file_id: str) -> File:
         """The file, or NotFound; an expired file is not found."""
-        fields = self.redis.hgetall(f"pressrun:file:{file_id}")
+        fields = self.redis.hgetall(file_key(file_id))
         file = _file(fields) if fields else None
         if file is None or (file.expires_at is not None and file.expires_at <= time.time()):
             raise NotFound(f"No such File object: {file_id}", param="id")
@@ -107,19 +115,19 @@ class Store:
         """Those of the files that exist and have not expired, in one round trip."""
         pipe = self.redis.pipeline(transaction=False)
         for file_id in ids:
-            pipe.hgetall(f"pressrun:file:{file_id}")
+            pipe.hgetall(file_key(file_id))
         files, now = [_file(fields) for fields in pipe.execute() if fields], time.time()
         return [file for file in files if file.expires_at is None or file.expires_at > now]
 
     def retire_file(self, file_id: str) -> None:
         """Make a file expire now, or raise NotFound. Its bytes are the caller's to delete."""
-        if not self.scripts["retire"](keys=[f"pressrun:file:{file_id}", FILE_EXPIRY], args=[file_id, int(time.time())]):
+        if not self.scripts["retire"](keys=[file_key(file_id), FILE_EXPIRY], args=[file_id, int(time.time())]):
             raise NotFound(f"No such File object: {file_id}", param="id")
 
     def forget_file(self, file_id: str) -> None:
         """Drop what is known of a file. Harmless where nothing is."""
         pipe = self.redis.pipeline(transaction=False)
-        pipe.delete(f"pressrun:file:{file_id}")
+        pipe.delete(file_key(file_id))
         pipe.zrem(FILES, file_id)
         pipe.zrem(FILE_EXPIRY, file_id)
         pipe.execute()

@@ -18,6 +18,7 @@ from .invalid import invalid_type, whole_text
 from .queue import enqueue_shards
 from .records import ENDED, ENDPOINTS, Batch, Counts, File, Shard
 from .requests import parse_body
+from .settings import Settings
 from .validation import parse_object
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
@@ -38,14 +39,12 @@ def create_file(
 ) -> File:
     """Store an upload. A batch file must be called .jsonl, hold something, and begin with a JSON object."""
     settings = backend.settings
-    if purpose not in PURPOSES:
-        raise _bad_value("purpose", purpose, PURPOSES)
+    check_purpose(purpose, filename)
     check_expiry(expires_after_s, "expires_after.seconds")
-    chunks = _at_most(chunks, settings.max_file_bytes)
+    limit = settings.max_file_bytes
+    chunks = at_most(chunks, limit, f"The file is larger than {limit} bytes (PRESSRUN_MAX_FILE_BYTES).", "file")
     if purpose == "batch":
-        if not filename.endswith(".jsonl"):
-            raise UserError(f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'.", param="file")
-        chunks = _checked_start(chunks, settings.max_line_bytes)
+        chunks = checked_start(chunks, settings.max_line_bytes)
     now, file_id = int(time.time()), ids.file_id()
     try:
         size = backend.blobs.put(f"files/{file_id}", chunks)
@@ -54,7 +53,7 @@ def create_file(
     except UserError:
         backend.blobs.delete(f"files/{file_id}")
         raise
-    ttl = expires_after_s or (settings.file_ttl_s if purpose == "batch" else None)
+    ttl = file_ttl_s(settings, purpose, expires_after_s)
     file = File(
         id=file_id,
         bytes=size,
@@ -65,6 +64,19 @@ def create_file(
     )
     backend.store.add_file(file)
     return file
+
+
+def check_purpose(purpose: str, filename: str, *, name: str = "file") -> None:
+    """One of `PURPOSES`; a batch file must be called .jsonl. `name` is the parameter that names the file."""
+    if purpose not in PURPOSES:
+        raise _bad_value("purpose", purpose, PURPOSES)
+    if purpose == "batch" and not filename.endswith(".jsonl"):
+        raise UserError(f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'.", param=name)
+
+
+def file_ttl_s(settings: Settings, purpose: str, expires_after_s: int | None) -> int | None:
+    """How long a file is kept: as asked, or as long as its purpose has it; None for ever."""
+    return expires_after_s or (settings.file_ttl_s if purpose == "batch" else None)
 
 
 def delete_file(backend: Backend, file_id: str) -> None:
@@ -248,17 +260,17 @@ def _bad_value(param: str, value: str, allowed: Iterable[str]) -> UserError:
     return UserError(message, param=param, code="invalid_value")
 
 
-def _at_most(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
+def at_most(chunks: Iterable[bytes], limit: int, refusal: str, param: str) -> Iterator[bytes]:
+    """The same chunks; a UserError that says `refusal` once they are more than `limit` bytes."""
     size = 0
     for chunk in chunks:
         size += len(chunk)
         if size > limit:
-            message = f"The file is larger than {limit} bytes (PRESSRUN_MAX_FILE_BYTES)."
-            raise UserError(message, param="file", code="file_too_large", status=413)
+            raise UserError(refusal, param=param, code="file_too_large", status=413)
         yield chunk
 
 
-def _checked_start(chunks: Iterable[bytes], longest: int) -> Iterator[bytes]:
+def checked_start(chunks: Iterable[bytes], longest: int) -> Iterator[bytes]:
     """Passes chunks on, once the first line that is not blank turned out to be a JSON object."""
     stream, head = iter(chunks), b""
     while b"\n" not in head.lstrip() and len(head) <= longest:

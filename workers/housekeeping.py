@@ -20,6 +20,7 @@ from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_i
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
 from ..jobs.submit import sweep_files
+from ..jobs.uploads import sweep_uploads
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class Housekeeper:
             self._requeue_lost()
         if self._is_due("files", FILES_S):
             sweep_files(self.backend, self.backend.store.expired_files(time.time()))
+            sweep_uploads(self.backend, time.time())
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
