@@ -19,6 +19,7 @@ from redis.lock import Lock
 
 from .arranging import arranged_copy, in_file_order
 from .backend import Backend
+from .deliveries import announce
 from .errors import BlobsUnavailable
 from .ids import owner_id
 from .lines import label, never_ran, requests_of
@@ -232,7 +233,10 @@ def _scratch(backend: Backend) -> Path:
 
 
 def _clean(backend: Backend, batch: Batch) -> None:
-    """An ended batch needs neither shards nor segments; an ended job keeps its answer while it may be polled."""
+    """An ended batch needs neither shards nor segments; an ended job keeps its answer while it may be polled.
+
+    Who asked to hear of its end is put in line before it is forgotten, so that a death in between loses nothing.
+    """
     if batch.status not in ENDED:
         return
     if batch.kind == "job":
@@ -240,6 +244,7 @@ def _clean(backend: Backend, batch: Batch) -> None:
     else:
         # If a crash of Redis took the end back, the batch would be ended again, from segments that are gone.
         backend.store.make_durable()
+        announce(backend, batch)
         for key in backend.blobs.list(f"segments/{batch.id}"):
             backend.blobs.delete(key)
         backend.blobs.delete(batch.arranged_blob)

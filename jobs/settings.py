@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     file_ttl_s: int = Field(30 * 86400, ge=3600, description="Seconds until an uploaded batch file expires.")
     job_ttl_s: int = Field(86400, ge=60, description="Seconds that a finished native job can be polled.")
 
+    webhook_timeout_s: float = Field(10.0, gt=0, le=60, description="Longest wait for an endpoint to take a webhook.")
+    webhook_allow_private: bool = Field(
+        False, description="Post webhooks to private, loopback and other addresses that are not public, too."
+    )
+
     shard_lines: int = Field(64, ge=1, description="Most lines in one shard, the unit that a worker claims.")
     feed_window: int = Field(64, ge=1, description="Most shards of one batch waiting in RQ at a time.")
     lease_s: float = Field(30.0, ge=1, description="Seconds after which a silent worker's shards go to others.")

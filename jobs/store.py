@@ -28,6 +28,7 @@ from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from .errors import Conflict, NotFound, StoreUnavailable
+from .ids import new_id
 from .records import ENDED, MOVES, Batch, BatchError, BatchKind, BatchStatus, Counts, File, ModelCard, Page, Usage
 
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
@@ -184,7 +185,12 @@ class Store:
             self.redis.zrem(key, batch_id)
 
     def move(self, batch_id: str, to: BatchStatus, **fields: str) -> bool:
-        """Move a batch along `MOVES`, writing `fields` with it. False if it was in a status that forbids it."""
+        """Move a batch along `MOVES`, writing `fields` with it. False if it was in a status that forbids it.
+
+        An end is an event, whose id is written in the same moment: whoever cares for the ended batch tells of it.
+        """
+        if to in ENDED:
+            fields["event_id"] = new_id("evt_")
         origins = [origin for origin, allowed in MOVES.items() if to in allowed]
         pairs = [part for pair in fields.items() for part in pair]
         args = [to, int(time.time()), ",".join(origins), *pairs]
@@ -279,7 +285,7 @@ def _file(raw: Mapping[Any, Any]) -> File:
 
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
-    "reserved_error_id", "output_file_id", "error_file_id", "closing", "tenant",
+    "reserved_error_id", "output_file_id", "error_file_id", "closing", "tenant", "event_id",
 )  # fmt: skip
 
 

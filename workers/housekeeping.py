@@ -1,4 +1,4 @@
-"""What keeps batches moving: validation, feeding, lapsed leases, winding up, ending, expiry.
+"""What keeps batches moving: validation, feeding, lapsed leases, winding up, ending, expiry, telling of ends.
 
 Every worker runs a housekeeper; what two of them must not do at once is guarded by the store. It acts on what the
 store says now, so any of them may die at any time. Knows nothing of engines.
@@ -21,11 +21,12 @@ from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
 from ..jobs.submit import sweep_files
 from ..jobs.uploads import sweep_uploads
+from .deliverer import Deliverer
 
 log = logging.getLogger(__name__)
 
 # Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
-FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S = 0.05, 0.2, 1.0, 5.0, 60.0
+FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S, WEBHOOKS_S = 0.05, 0.2, 1.0, 5.0, 60.0, 0.5
 RETRY_S = 1.0
 KINDS: tuple[BatchKind, ...] = ("batch", "job")
 Task = Callable[[Backend, str], None]
@@ -37,6 +38,7 @@ class Housekeeper:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="housekeeping")
+        self._deliverer = Deliverer(backend)
         self._busy: set[str] = set()
         self._retry_at: dict[str, float] = {}
         self._later_lock = Lock()
@@ -58,6 +60,7 @@ class Housekeeper:
                     stop.wait(RETRY_S)
         finally:
             self._pool.shutdown(cancel_futures=True)
+            self._deliverer.close()
 
     def tick(self) -> None:
         """Do what is due."""
@@ -74,6 +77,8 @@ class Housekeeper:
         if self._is_due("files", FILES_S):
             sweep_files(self.backend, self.backend.store.expired_files(time.time()))
             sweep_uploads(self.backend, time.time())
+        if self._is_due("webhooks", WEBHOOKS_S):
+            self._deliverer.tick()
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
