@@ -153,6 +153,40 @@ def test_cancelling_a_completed_batch_conflicts_and_is_not_tried_again(api: Api)
     }
 
 
+def test_cancelling_an_expired_batch_conflicts(api: Api) -> None:
+    batch = create(api)
+    api.backend.store.move(batch.id, "finalizing", closing="expired")
+    wind_up(api.backend, batch.id)
+    expired = api.openai.batches.retrieve(batch.id)
+    assert (expired.status, expired.output_file_id) == ("expired", None)
+    assert expired.expired_at
+    assert expired.request_counts
+    assert expired.request_counts.to_dict() == {"total": 1, "completed": 0, "failed": 0}
+    (line,) = api.openai.files.content(str(expired.error_file_id)).text.splitlines()
+    assert json.loads(line)["error"] == {
+        "code": "batch_expired",
+        "message": "This request could not be executed before the completion window expired.",
+    }
+    with pytest.raises(openai.ConflictError, match="Cannot cancel a batch with status 'expired'"):
+        api.openai.batches.cancel(batch.id)
+
+
+def test_pages_of_batches_end_where_the_batches_end(api: Api) -> None:
+    ids = [create(api).id for _ in range(4)][::-1]
+
+    def page(**query: Any) -> tuple[list[str], bool, str | None, str | None]:
+        body = api.http.get("/v1/batches", params=query).json()
+        return [batch["id"] for batch in body["data"]], body["has_more"], body["first_id"], body["last_id"]
+
+    assert page(limit=4) == (ids, False, ids[0], ids[3])
+    assert page(limit=3) == (ids[:3], True, ids[0], ids[2])
+    assert page(limit=100, after=ids[1]) == (ids[2:], False, ids[2], ids[3])
+    assert page(after=ids[3]) == ([], False, None, None)
+    with pytest.raises(openai.NotFoundError) as caught:
+        api.openai.batches.list(after="batch_none")
+    assert caught.value.param == "after"
+
+
 def test_a_batch_that_is_not_there_is_404(api: Api) -> None:
     job = api.http.post("/v1/jobs", json={"url": CHAT, "body": request_line("a")["body"]}).json()
     for batch_id in ("batch_none", job["id"]):
