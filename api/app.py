@@ -30,6 +30,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.backend = await to_thread.run_sync(connect, settings)
         app.state.health_threads = health.health_threads()
+        app.state.test_threads = webhooks.test_threads()
         try:
             yield
         finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Body, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..jobs import deliveries, posting, webhooks
@@ -20,6 +21,7 @@ from .webhook_schemas import (
 )
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
+NUM_TEST_THREADS = 4
 EVENT_TYPES = "Any of " + ", ".join(f"`{name}`" for name in webhooks.EVENT_TYPES) + "."
 
 
@@ -114,10 +116,16 @@ def rotate_secret(
 
 
 @router.post("/webhook_endpoints/{endpoint_id}/test")
-def test_endpoint(endpoint_id: str, body: TestEvent, backend: BackendDep) -> EndpointTested:
+async def test_endpoint(endpoint_id: str, body: TestEvent, request: Request, backend: BackendDep) -> EndpointTested:
     """Post a made-up event to a webhook endpoint, and say which status came back."""
-    status = posting.send_test(backend, endpoint_id, body.event_type)
+    threads = request.app.state.test_threads
+    status = await to_thread.run_sync(posting.send_test, backend, endpoint_id, body.event_type, limiter=threads)
     return EndpointTested(event_type=body.event_type, status_code=status, webhook_endpoint_id=endpoint_id)
+
+
+def test_threads() -> CapacityLimiter:
+    """How many endpoints may be tested at a time: one that takes its time must not hold up other calls."""
+    return CapacityLimiter(NUM_TEST_THREADS)
 
 
 @router.get("/webhook_endpoints/{endpoint_id}/deliveries")

@@ -76,7 +76,7 @@ def announce(backend: Backend, batch: Batch) -> None:
         return  # It was ended by a version that told nobody.
     event_type = f"batch.{batch.status}"
     ended_at = batch.times[f"{batch.status}_at"]
-    for endpoint in list_endpoints(backend, limit=MAX_ENDPOINTS, tenant=batch.tenant).items:
+    for endpoint in list_endpoints(backend, limit=2 * MAX_ENDPOINTS, tenant=batch.tenant).items:
         if event_type in endpoint.event_types:
             _put_in_line(backend, endpoint, event_body(batch.event_id, event_type, ended_at, batch.id), batch.id)
 

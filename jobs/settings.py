@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     file_ttl_s: int = Field(30 * 86400, ge=3600, description="Seconds until an uploaded batch file expires.")
     job_ttl_s: int = Field(86400, ge=60, description="Seconds that a finished native job can be polled.")
 
-    webhook_timeout_s: float = Field(10.0, gt=0, le=60, description="Longest wait for an endpoint to take a webhook.")
+    webhook_timeout_s: float = Field(10.0, gt=0, le=30, description="Longest wait for an endpoint to take a webhook.")
     webhook_allow_private: bool = Field(
         False, description="Post webhooks to private, loopback and other addresses that are not public, too."
     )

@@ -76,7 +76,7 @@ class Housekeeper:
             self._requeue_lost()
         if self._is_due("files", FILES_S):
             sweep_files(self.backend, self.backend.store.expired_files(time.time()))
-            sweep_uploads(self.backend, time.time())
+            self._later("uploads", _sweep_uploads)  # One may have thousands of parts.
         if self._is_due("webhooks", WEBHOOKS_S):
             self._deliverer.tick()
 
@@ -142,7 +142,10 @@ class Housekeeper:
             log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(back))
 
     def _later(self, batch_id: str, task: Task) -> None:
-        """Run a slow task for a batch in the background, unless one is under way or has failed just now."""
+        """Run a slow task for a batch in the background, unless one is under way or has failed just now.
+
+        What is no batch's work goes by another name.
+        """
         with self._later_lock:
             if batch_id in self._busy or time.monotonic() < self._retry_at.get(batch_id, 0.0):
                 return
@@ -155,7 +158,7 @@ class Housekeeper:
             task(self.backend, batch_id)
         except Exception:
             # The edge of a thread: what went wrong is logged, and a later tick tries again.
-            log.exception("batch %s: %s failed and will be tried again", batch_id, task.__name__)
+            log.exception("%s: %s failed and will be tried again", batch_id, task.__name__)
             failed = True
         with self._later_lock:
             self._busy.discard(batch_id)
@@ -163,6 +166,10 @@ class Housekeeper:
                 self._retry_at[batch_id] = time.monotonic() + RETRY_S
             else:
                 self._retry_at.pop(batch_id, None)
+
+
+def _sweep_uploads(backend: Backend, _: str) -> None:
+    sweep_uploads(backend, time.time())
 
 
 def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:

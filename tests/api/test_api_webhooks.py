@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -156,6 +160,25 @@ def test_an_endpoint_that_is_none_is_refused_by_name(api: Api, changes: dict[str
         assert answer.status_code == 400, answer.text
         assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (param, code)
     assert [one.id for one in api.openai.webhooks.list()] == [made.id]
+
+
+def test_endpoints_that_say_nothing_hold_up_no_other_call(serve: ServeApi) -> None:
+    api = serve(webhook_allow_private=True, webhook_timeout_s=1)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        made = api.openai.webhooks.create(name="n", url=url, event_types=ALL)
+        path = f"{api.url}/v1/webhook_endpoints/{made.id}/test"
+        ask = partial(httpx.post, path, json={"event_type": "batch.failed"}, timeout=30)
+        testers = [threading.Thread(target=ask) for _ in range(8)]
+        for tester in testers:
+            tester.start()
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert api.http.get("/v1/files").status_code == 200
+        assert time.monotonic() - began < 0.5
+        for tester in testers:
+            tester.join()
+        assert time.monotonic() - began > 1.2  # They were tested, four at a time.
 
 
 def test_a_test_that_reaches_nobody_says_why_and_is_not_tried_again(api: Api) -> None:
