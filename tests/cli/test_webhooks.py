@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
+from openai import OpenAI
 from redis import Redis
 
 from pressrun.jobs.embedded import EmbeddedValkey
@@ -56,3 +59,39 @@ def test_an_address_that_may_not_be_used_is_refused_with_the_setting(
     refused = pressrun("webhooks", "create", "http://127.0.0.1/", redis_url=redis_server)
     assert refused.returncode == 1
     assert "PRESSRUN_WEBHOOK_ALLOW_PRIVATE" in refused.stderr
+
+
+def test_a_batch_that_went_up_in_parts_is_told_of_though_the_worker_was_killed(
+    start_up: Callable[..., Any], pressrun: Pressrun, folder: Path
+) -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    data = json.dumps(line).encode()
+    up = start_up(webhook_allow_private=True)
+    up.wait_until_ready()
+    with receiving() as receiver, OpenAI(base_url=f"http://127.0.0.1:{up.port}/v1", api_key="none") as sdk:
+        receiver.answers = [503, 200]
+        made = pressrun("webhooks", "create", receiver.url, data_dir=folder, webhook_allow_private=True)
+        endpoint_id, secret = made.stdout.split()[1::2]
+        upload = sdk.uploads.upload_file_chunked(
+            file=data,
+            filename="in.jsonl",
+            bytes=len(data),
+            mime_type="application/jsonl",
+            purpose="batch",
+            part_size=50,
+        )
+        assert upload.file
+        batch = sdk.batches.create(
+            input_file_id=upload.file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+
+        def told() -> str:
+            return pressrun("webhooks", "deliveries", endpoint_id, data_dir=folder).stdout
+
+        up.wait_for(lambda: "status 503" in told())
+        up.child("worker").kill()
+        up.wait_for(lambda: "status 200" in told())
+        events = [sdk.webhooks.unwrap(got.body, got.headers, secret=secret) for got in receiver.got]
+    assert [(event.type, event.data.id) for event in events] == [("batch.completed", batch.id)] * 2
+    assert events[0].id == events[1].id
