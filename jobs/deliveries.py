@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .backend import Backend
@@ -105,6 +105,11 @@ def deliveries_of(
     logged = backend.store._page(_log_key(endpoint_id), limit + 1, True, after)
     found = _read(backend, logged[:limit])
     return Page(items=list(found.values()), has_more=len(logged) > limit)
+
+
+def put_back(backend: Backend, taken: Taken, at: int) -> None:
+    """Let a delivery that was taken wait until `at`, as if it had not been."""
+    settle(backend, taken, replace(taken.delivery, next_attempt_at=at))
 
 
 def event_body(event_id: str, event_type: str, created_at: int, batch_id: str) -> str:
