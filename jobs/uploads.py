@@ -190,6 +190,7 @@ def _end(backend: Backend, upload_id: str, to: Literal["cancelled", "expired"]) 
 
 
 def drop_parts(backend: Backend, upload_id: str) -> None:
+    """Delete the bytes of an ended upload's parts. May be done twice."""
     for key in backend.blobs.list(f"uploads/{upload_id}"):
         backend.blobs.delete(key)
 
@@ -203,9 +204,11 @@ def _drop_joins(backend: Backend, upload_id: str) -> None:
 
 
 def part_sizes(backend: Backend, upload_id: str) -> dict[str, int]:
+    """Bytes by part."""
     raw: dict[Any, Any] = backend.redis.hgetall(f"{upload_key(upload_id)}:parts")
     return {_text(part_id): int(size) for part_id, size in raw.items()}
 
 
 def part_blob(upload_id: str, part_id: str) -> str:
+    """Where a part's bytes lie until the upload ends."""
     return f"uploads/{upload_id}/{part_id}"
