@@ -31,6 +31,7 @@ log = logging.getLogger("pressrun.api")
 
 AWAY: tuple[type[Exception], ...] = (*PASSING, StoreUnavailable)
 RETRY_AFTER_S = 1
+FILE_FIELDS = (("body", "file"), ("body", "data"))
 
 
 class Refused(HTTPException):
@@ -107,8 +108,8 @@ def _from_pydantic(errors: Any) -> UserError:
             return UserError(f"The request body is not valid JSON: {reason} at character {position}.")
         if error["loc"] == ("body",):
             return _unusable_body(error)
-        if error["loc"] == ("body", "file") and error["type"] == "value_error":
-            return invalid_type("file", "a file", error["input"])
+        if error["loc"] in FILE_FIELDS and error["type"] == "value_error":
+            return invalid_type(error["loc"][-1], "a file", error["input"])
     return user_error([error | {"loc": _plain(error["loc"])} for error in errors], skip=1)
 
 

@@ -19,6 +19,7 @@ from redis.lock import Lock
 
 from .arranging import arranged_copy, in_file_order
 from .backend import Backend
+from .deliveries import announce
 from .errors import BlobsUnavailable
 from .ids import owner_id
 from .lines import label, never_ran, requests_of
@@ -222,12 +223,22 @@ def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]]
             lines = chain.from_iterable(map(open_segment, keys))
         size = backend.blobs.put(f"files/{file_id}", _while_locked(lines, lock))
         _renew(lock)
-        name = f"{batch.id}_{part}.jsonl"
-        backend.store.add_file(
-            File(id=file_id, bytes=size, created_at=int(time()), filename=name, purpose="batch_output")
-        )
+        backend.store.add_file(_result_file(batch, file_id, f"{batch.id}_{part}.jsonl", size))
         files[f"{part}_file_id"] = file_id
     return files
+
+
+def _result_file(batch: Batch, file_id: str, filename: str, size: int) -> File:
+    now = int(time())
+    return File(
+        id=file_id,
+        bytes=size,
+        created_at=now,
+        filename=filename,
+        purpose="batch_output",
+        expires_at=None if batch.output_ttl_s is None else now + batch.output_ttl_s,
+        tenant=batch.tenant,
+    )
 
 
 def _while_locked(chunks: Iterable[bytes], lock: Lock) -> Iterator[bytes]:
@@ -247,7 +258,10 @@ def _scratch(backend: Backend) -> Path:
 
 
 def _clean(backend: Backend, batch: Batch) -> None:
-    """An ended batch needs neither shards nor segments; an ended job keeps its answer while it may be polled."""
+    """An ended batch needs neither shards nor segments; an ended job keeps its answer while it may be polled.
+
+    Who asked to hear of its end is put in line before it is forgotten, so that a death in between loses nothing.
+    """
     if batch.status not in ENDED:
         return
     if batch.kind == "job":
@@ -255,6 +269,7 @@ def _clean(backend: Backend, batch: Batch) -> None:
     else:
         # If a crash of Redis took the end back, the batch would be ended again, from segments that are gone.
         backend.store.make_durable()
+        announce(backend, batch)
         for key in backend.blobs.list(f"segments/{batch.id}"):
             backend.blobs.delete(key)
         backend.blobs.delete(batch.arranged_blob)

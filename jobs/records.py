@@ -95,6 +95,7 @@ class Batch:
     wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice
     writes the same files; they are shown only once the files exist. An `arranged` batch is run in another order than
     the file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first.
+    Result files expire `output_ttl_s` after they are made; None: never. `event_id` names the event of its end.
     """
 
     id: str
@@ -120,6 +121,8 @@ class Batch:
     arranged: bool = False
     tenant: str = DEFAULT_TENANT
     priority: int = 0
+    output_ttl_s: int | None = None
+    event_id: str | None = None
 
     @property
     def input_blob(self) -> str:

@@ -41,11 +41,17 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
 
     max_file_bytes: int = Field(512 * 2**20, ge=1, description="Largest upload, in bytes.")
+    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="Largest file that is uploaded in parts, in bytes.")
     max_batch_bytes: int = Field(200 * 2**20, ge=1, description="Largest input file of a batch, in bytes.")
     max_batch_lines: int = Field(50_000, ge=1, description="Most requests in one batch.")
     max_line_bytes: int = Field(8 * 2**20, ge=1024, description="Longest line of a batch file, in bytes.")
     file_ttl_s: int = Field(30 * 86400, ge=3600, description="Seconds until an uploaded batch file expires.")
     job_ttl_s: int = Field(86400, ge=60, description="Seconds that a finished native job can be polled.")
+
+    webhook_timeout_s: float = Field(10.0, gt=0, le=30, description="Longest wait for an endpoint to take a webhook.")
+    webhook_allow_private: bool = Field(
+        False, description="Post webhooks to private, loopback and other addresses that are not public, too."
+    )
 
     shard_lines: int = Field(64, ge=1, description="Most lines in one shard, the unit that a worker claims.")
     feed_window: int = Field(64, ge=1, description="Most shards of one batch waiting in RQ at a time.")

@@ -29,6 +29,7 @@ from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from .errors import Conflict, NotFound, StoreUnavailable
+from .ids import new_id
 from .records import ENDED, MOVES, Batch, BatchError, BatchKind, BatchStatus, Counts, File, ModelCard, Page, Usage
 
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
@@ -57,6 +58,15 @@ class Scripts:
         return self._loaded[name]
 
 
+def file_key(file_id: str) -> str:
+    return f"pressrun:file:{file_id}"
+
+
+def file_fields(file: File) -> dict[Any, Any]:
+    """What is written down of a file."""
+    return {name: str(value) for name, value in asdict(file).items() if value is not None}
+
+
 def batch_key(batch_id: str) -> str:
     return f"pressrun:{{{batch_id}}}"
 
@@ -81,9 +91,8 @@ class Store:
 
     def add_file(self, file: File) -> None:
         """Write a file's description; writing the same one again changes nothing."""
-        fields = {name: str(value) for name, value in asdict(file).items() if value is not None}
         pipe = self.redis.pipeline()
-        pipe.hset(f"pressrun:file:{file.id}", mapping=fields)  # type: ignore[arg-type]
+        pipe.hset(file_key(file.id), mapping=file_fields(file))
         if file.expires_at is not None:
             pipe.zadd(FILE_EXPIRY, {file.id: file.expires_at})
         pipe.zrem(UPLOADS, file.id)
@@ -92,7 +101,7 @@ class Store:
 
     def file(self, file_id: str) -> File:
         """The file, or NotFound; an expired file is not found."""
-        fields = self.redis.hgetall(f"pressrun:file:{file_id}")
+        fields = self.redis.hgetall(file_key(file_id))
         file = _file(fields) if fields else None
         if file is None or (file.expires_at is not None and file.expires_at <= time.time()):
             raise NotFound(f"No such File object: {file_id}", param="id")
@@ -122,19 +131,19 @@ class Store:
         """Those of the files that exist and have not expired, in one round trip."""
         pipe = self.redis.pipeline(transaction=False)
         for file_id in ids:
-            pipe.hgetall(f"pressrun:file:{file_id}")
+            pipe.hgetall(file_key(file_id))
         files, now = [_file(fields) for fields in pipe.execute() if fields], time.time()
         return [file for file in files if file.expires_at is None or file.expires_at > now]
 
     def retire_file(self, file_id: str) -> None:
         """Make a file expire now, or raise NotFound. Its bytes are the caller's to delete."""
-        if not self.scripts["retire"](keys=[f"pressrun:file:{file_id}", FILE_EXPIRY], args=[file_id, int(time.time())]):
+        if not self.scripts["retire"](keys=[file_key(file_id), FILE_EXPIRY], args=[file_id, int(time.time())]):
             raise NotFound(f"No such File object: {file_id}", param="id")
 
     def forget_file(self, file_id: str) -> None:
         """Drop what is known of a file. Harmless where nothing is."""
         pipe = self.redis.pipeline(transaction=False)
-        pipe.delete(f"pressrun:file:{file_id}")
+        pipe.delete(file_key(file_id))
         pipe.zrem(FILES, file_id)
         pipe.zrem(FILE_EXPIRY, file_id)
         pipe.zrem(UPLOADS, file_id)
@@ -192,7 +201,12 @@ class Store:
             self.redis.zrem(key, batch_id)
 
     def move(self, batch_id: str, to: BatchStatus, **fields: str) -> bool:
-        """Move a batch along `MOVES`, writing `fields` with it. False if it was in a status that forbids it."""
+        """Move a batch along `MOVES`, writing `fields` with it. False if it was in a status that forbids it.
+
+        An end is an event, whose id is written in the same moment: whoever cares for the ended batch tells of it.
+        """
+        if to in ENDED:
+            fields["event_id"] = new_id("evt_")
         origins = [origin for origin, allowed in MOVES.items() if to in allowed]
         pairs = [part for pair in fields.items() for part in pair]
         args = [to, int(time.time()), ",".join(origins), *pairs]
@@ -293,7 +307,7 @@ def _file(raw: Mapping[Any, Any]) -> File:
 
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
-    "reserved_error_id", "output_file_id", "error_file_id", "closing", "tenant",
+    "reserved_error_id", "output_file_id", "error_file_id", "closing", "tenant", "event_id",
 )  # fmt: skip
 
 
@@ -304,6 +318,8 @@ def _batch_fields(batch: Batch) -> dict[Any, Any]:
     fields |= asdict(batch.counts) | asdict(batch.usage) | batch.times
     if batch.metadata is not None:
         fields["metadata"] = json.dumps(batch.metadata)
+    if batch.output_ttl_s is not None:
+        fields["output_ttl_s"] = batch.output_ttl_s
     return fields
 
 
@@ -317,6 +333,7 @@ def _batch(raw: Mapping[Any, Any]) -> Batch:
         expires_at=int(fields["expires_at"]),
         num_shards=int(fields["num_shards"]),
         priority=int(fields.get("priority", 0)),
+        output_ttl_s=int(fields["output_ttl_s"]) if "output_ttl_s" in fields else None,
         arranged=fields.get("arranged") == "1",
         metadata=json.loads(fields["metadata"]) if "metadata" in fields else None,
         errors=tuple(BatchError(**error) for error in json.loads(fields.get("errors", "[]"))),

@@ -1,4 +1,4 @@
-"""What keeps batches moving: validation, feeding, lapsed leases, winding up, ending, expiry.
+"""What keeps batches moving: validation, feeding, lapsed leases, winding up, ending, expiry, telling of ends.
 
 Every worker runs a housekeeper; what two of them must not do at once is guarded by the store. It acts on what the
 store says now, so any of them may die at any time. Knows nothing of engines.
@@ -20,11 +20,13 @@ from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_i
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
 from ..jobs.submit import sweep_broken_uploads, sweep_files
+from ..jobs.uploads import sweep_uploads
+from .deliverer import Deliverer
 
 log = logging.getLogger(__name__)
 
 # Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
-FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S, UPLOADS_S = 0.05, 0.2, 1.0, 5.0, 60.0, 3600.0
+FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S, BROKEN_S, WEBHOOKS_S = 0.05, 0.2, 1.0, 5.0, 60.0, 3600.0, 0.5
 RETRY_S = 1.0
 KINDS: tuple[BatchKind, ...] = ("batch", "job")
 Task = Callable[[Backend, str], None]
@@ -36,6 +38,7 @@ class Housekeeper:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="housekeeping")
+        self._deliverer = Deliverer(backend)
         self._busy: set[str] = set()
         self._retry_at: dict[str, float] = {}
         self._later_lock = Lock()
@@ -58,6 +61,7 @@ class Housekeeper:
                     stop.wait(RETRY_S)
         finally:
             self._pool.shutdown(cancel_futures=True)
+            self._deliverer.close()
 
     def tick(self) -> None:
         """Do what is due."""
@@ -73,8 +77,11 @@ class Housekeeper:
             self._requeue_lost()
         if self._is_due("files", FILES_S):
             sweep_files(self.backend, self.backend.store.expired_files(time.time()))
-        if self._is_due("uploads", UPLOADS_S):
-            self._later("uploads", _sweep_uploads)
+            self._later("uploads", _sweep_uploads)  # One may have thousands of parts.
+        if self._is_due("broken", BROKEN_S):
+            self._later("broken uploads", _sweep_broken_uploads)
+        if self._is_due("webhooks", WEBHOOKS_S):
+            self._deliverer.tick()
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
@@ -145,8 +152,9 @@ class Housekeeper:
             log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(back))
 
     def _later(self, batch_id: str, task: Task) -> None:
-        """Run a slow task for a batch, or for "uploads", in the background: not while one is under way, nor just after
-        one has failed.
+        """Run a slow task for a batch in the background, unless one is under way or has failed just now.
+
+        What is no batch's work goes by another name.
         """
         with self._later_lock:
             if batch_id in self._busy or time.monotonic() < self._retry_at.get(batch_id, 0.0):
@@ -171,6 +179,10 @@ class Housekeeper:
 
 
 def _sweep_uploads(backend: Backend, _: str) -> None:
+    sweep_uploads(backend, time.time())
+
+
+def _sweep_broken_uploads(backend: Backend, _: str) -> None:
     sweep_broken_uploads(backend)
 
 

@@ -39,7 +39,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     ("method", "path"),
     [
         ("POST", "/v1/chat/completions"),
-        ("POST", "/v1/uploads"),
+        ("GET", "/v1/uploads/upload_x"),
         ("GET", "/v1/nothing"),
         ("GET", "/"),
         ("GET", "/v1/files/a/b/c"),
