@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..jobs import submit
 from ..jobs.errors import UserError
-from .deps import BackendDep
+from .deps import BackendDep, TenantDep
 from .ranges import requested_range
 from .schemas import FileDeleted, FileObject, ListOf
 
@@ -66,7 +66,11 @@ class FileQuery(BaseModel):
 
 
 @router.post("", form_limits={"max_files": 1, "max_fields": 8, "max_part_size": 4096})
-def upload_file(form: Annotated[Upload, Form(media_type="multipart/form-data")], backend: BackendDep) -> FileObject:
+def upload_file(
+    form: Annotated[Upload, Form(media_type="multipart/form-data")],
+    backend: BackendDep,
+    tenant: TenantDep,
+) -> FileObject:
     """Upload a file. The input of a batch is `.jsonl`, one request a line."""
     _check_expiry(form)
     file = submit.create_file(
@@ -75,29 +79,34 @@ def upload_file(form: Annotated[Upload, Form(media_type="multipart/form-data")],
         purpose=form.purpose,
         chunks=_chunks(form.file.file),
         expires_after_s=form.seconds,
+        tenant=tenant,
     )
     return FileObject.of(file)
 
 
 @router.get("")
-def list_files(query: Annotated[FileQuery, Query()], backend: BackendDep) -> ListOf[FileObject]:
+def list_files(query: Annotated[FileQuery, Query()], backend: BackendDep, tenant: TenantDep) -> ListOf[FileObject]:
     """Files that have not expired, newest first unless asked otherwise."""
     page = backend.store.files(
-        purpose=query.purpose, limit=query.limit, newest_first=query.order == "desc", after=query.after
+        tenant=tenant,
+        purpose=query.purpose,
+        limit=query.limit,
+        newest_first=query.order == "desc",
+        after=query.after,
     )
     return ListOf.of([FileObject.of(file) for file in page.items], page.has_more)
 
 
 @router.get("/{file_id}")
-def retrieve_file(file_id: str, backend: BackendDep) -> FileObject:
+def retrieve_file(file_id: str, backend: BackendDep, tenant: TenantDep) -> FileObject:
     """A file's description."""
-    return FileObject.of(backend.store.file(file_id))
+    return FileObject.of(submit.find_file(backend, file_id, tenant))
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, backend: BackendDep) -> FileDeleted:
+def delete_file(file_id: str, backend: BackendDep, tenant: TenantDep) -> FileDeleted:
     """Delete a file and its bytes."""
-    submit.delete_file(backend, file_id)
+    submit.delete_file(backend, file_id, tenant)
     return FileDeleted(id=file_id)
 
 
@@ -112,10 +121,11 @@ def delete_file(file_id: str, backend: BackendDep) -> FileDeleted:
 def download_file(
     file_id: str,
     backend: BackendDep,
+    tenant: TenantDep,
     wanted: Annotated[str | None, Header(alias="Range", description="One range, such as `bytes=0-999`.")] = None,
 ) -> StreamingResponse:
     """A file's bytes, or one range of them."""
-    file = backend.store.file(file_id)
+    file = submit.find_file(backend, file_id, tenant)
     part = requested_range(wanted, file.bytes)
     whole = range(file.bytes) if part is None else part
     headers = {

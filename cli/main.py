@@ -12,6 +12,7 @@ import typer
 from .. import __version__
 from ..jobs.errors import PressrunError, SettingsError
 from ..jobs.settings import Settings
+from .admin import keys, tenants
 from .flags import API_FIELDS, EVERYWHERE, MODEL_FIELDS, takes_settings
 
 EXIT_ERROR, EXIT_SETTINGS = 1, 2
@@ -38,6 +39,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(keys, name="keys")
+app.add_typer(tenants, name="tenants")
 
 
 def _version(asked: bool) -> None:

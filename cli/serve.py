@@ -21,8 +21,9 @@ def run_api(settings: Settings) -> int:
     _need_redis(settings)
     import uvicorn
 
-    from ..api.app import create_app
+    from ..api.app import create_app, open_backend
 
+    open_backend(settings).close()  # What speaks against a start is one clear error, and no traceback of the server's.
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,

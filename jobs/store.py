@@ -6,7 +6,9 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | key | what |
 |---|---|
 | `pressrun:file:{id}` | a file's fields |
-| `pressrun:files`, `pressrun:batches` | ids in order of creation |
+| `pressrun:files`, `pressrun:batches` | the default tenant's ids in order of creation |
+| `pressrun:files:{tenant}`, `pressrun:batches:{tenant}` | those of any other |
+| `pressrun:stored:{tenant}` | bytes of each of its files, and their `total` |
 | `pressrun:file-expiry` | file ids by the time they expire |
 | `pressrun:active:batch`, `:job` | batches and jobs that have not ended, by deadline |
 | `pressrun:{id}` | a batch: its fields, status and counters |
@@ -27,8 +29,23 @@ from redis import Redis
 from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
-from .errors import Conflict, NotFound, StoreUnavailable
-from .records import ENDED, MOVES, Batch, BatchError, BatchKind, BatchStatus, Counts, File, ModelCard, Page, Usage
+from .errors import Conflict, NotFound, QuotaExceeded, StoreUnavailable
+from .records import (
+    DEFAULT_TENANT,
+    ENDED,
+    MOVES,
+    Batch,
+    BatchError,
+    BatchKind,
+    BatchStatus,
+    Counts,
+    File,
+    ModelCard,
+    Page,
+    Tenant,
+    Usage,
+)
+from .tenants import TENANTS, Tenants, limit_field
 
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
@@ -62,18 +79,30 @@ class Store:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.scripts = Scripts(redis)
+        self.tenants = Tenants(redis, self.scripts)
+
+    def tenant(self, name: str) -> Tenant:
+        """What a tenant gets, and what it may hold at most."""
+        return self.tenants.get(name)
 
     # Files
 
-    def add_file(self, file: File) -> None:
-        """Write a file's description; writing the same one again changes nothing."""
-        fields = {name: str(value) for name, value in asdict(file).items() if value is not None}
-        pipe = self.redis.pipeline()
-        pipe.hset(f"pressrun:file:{file.id}", mapping=fields)  # type: ignore[arg-type]
-        if file.expires_at is not None:
-            pipe.zadd(FILE_EXPIRY, {file.id: file.expires_at})
-        pipe.execute()
-        self.redis.zadd(FILES, {file.id: self.redis.incr(SEQUENCE)}, nx=True)
+    def add_file(self, file: File, *, limited: bool = False) -> None:
+        """Write a file's description; writing the same one again changes nothing.
+
+        `limited` raises QuotaExceeded where its tenant has no room for it: results are written whatever there is.
+        """
+        keys = [f"pressrun:file:{file.id}", _list(FILES, file.tenant), SEQUENCE, FILE_EXPIRY, _stored(file.tenant)]
+        fields = [str(part) for pair in asdict(file).items() if pair[1] is not None for part in pair]
+        expires_at = "" if file.expires_at is None else file.expires_at
+        limit = limit_field("max_stored_bytes", file.tenant) if limited else ""
+        args: list[Any] = [file.id, file.bytes, expires_at, limit, *fields]
+        refusal = self.scripts["add_file"](keys=[*keys, TENANTS], args=args)
+        if refusal is not None:
+            most, stored = map(int, refusal)
+            message = f"The file's {file.bytes} bytes do not fit beside the {stored} stored: at most {most} may be."
+            message += " Delete files that are not needed."
+            raise QuotaExceeded(message, param="file", code="storage_limit_exceeded")
 
     def file(self, file_id: str) -> File:
         """The file, or NotFound; an expired file is not found."""
@@ -86,16 +115,17 @@ class Store:
     def files(
         self,
         *,
+        tenant: str = DEFAULT_TENANT,
         purpose: str | None = None,
         limit: int = 10_000,
         newest_first: bool = True,
         after: str | None = None,
     ) -> Page[File]:
-        """Files of `purpose` (None: all) beyond the file `after`, at most `limit`."""
+        """A tenant's files of `purpose` (None: all) beyond the file `after`, at most `limit`."""
         items: list[File] = []
         num_read = max(limit, 99) + 1  # A purpose that few files have is not looked for one by one.
         while True:
-            page = self._page(FILES, num_read, newest_first, after)
+            page = self._page(_list(FILES, tenant), num_read, newest_first, after)
             items += [file for file in self._live_files(page) if purpose in (None, file.purpose)]
             if len(items) > limit:
                 return Page(items=items[:limit], has_more=True)
@@ -118,11 +148,14 @@ class Store:
 
     def forget_file(self, file_id: str) -> None:
         """Drop what is known of a file. Harmless where nothing is."""
-        pipe = self.redis.pipeline(transaction=False)
-        pipe.delete(f"pressrun:file:{file_id}")
-        pipe.zrem(FILES, file_id)
-        pipe.zrem(FILE_EXPIRY, file_id)
-        pipe.execute()
+        raw: Any = self.redis.hget(f"pressrun:file:{file_id}", "tenant")
+        tenant = DEFAULT_TENANT if raw is None else _text(raw)
+        keys = [f"pressrun:file:{file_id}", _list(FILES, tenant), FILE_EXPIRY, _stored(tenant)]
+        self.scripts["forget_file"](keys=keys, args=[file_id])
+
+    def stored_bytes(self, tenant: str) -> int:
+        """The bytes of all files of a tenant that were stored since they are counted."""
+        return int(self.redis.hget(_stored(tenant), "total") or 0)
 
     def inputs_in_use(self) -> set[str]:
         """Ids of the files that batches which have not ended are made of."""
@@ -137,19 +170,24 @@ class Store:
 
     # Batches
 
-    def create_batch(self, batch: Batch) -> None:
-        """Write a new batch; on return it survives the death of this process and of Redis' (where AOF is on)."""
+    def create_batch(self, batch: Batch) -> bool:
+        """Write a new batch; on return it survives the death of this process and of Redis' (where AOF is on).
+
+        One that is there stays as it is, however far it has come, and the answer is False.
+        """
         listed = batch.kind == "batch"
         place: Any = self.redis.incr(SEQUENCE) if listed else None
         pipe = self.redis.pipeline(transaction=False)
-        pipe.hset(batch_key(batch.id), mapping=_batch_fields(batch))
+        fields = [part for pair in _batch_fields(batch).items() for part in pair]
+        self.scripts["create"](keys=[batch_key(batch.id)], args=fields, client=pipe)
         if listed:
-            pipe.zadd(BATCHES, {batch.id: place}, nx=True)
+            pipe.zadd(_list(BATCHES, batch.tenant), {batch.id: place}, nx=True)
         # Last: what is found here runs.
         pipe.zadd(ACTIVE[batch.kind], {batch.id: batch.expires_at})
-        pipe.execute()
+        is_new: bool = pipe.execute()[0] == 1
         if listed:
             self.make_durable()
+        return is_new
 
     def batch(self, batch_id: str) -> Batch:
         """The batch or job, or NotFound."""
@@ -158,9 +196,9 @@ class Store:
             raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
         return _batch(fields)
 
-    def batches(self, *, limit: int = 20, after: str | None = None) -> Page[Batch]:
-        """Batches, newest first, beyond the batch `after`; native jobs are not listed."""
-        ids = self._page(BATCHES, limit + 1, True, after)
+    def batches(self, *, tenant: str = DEFAULT_TENANT, limit: int = 20, after: str | None = None) -> Page[Batch]:
+        """A tenant's batches, newest first, beyond the batch `after`; native jobs are not listed."""
+        ids = self._page(_list(BATCHES, tenant), limit + 1, True, after)
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in ids[:limit]:
             pipe.hgetall(batch_key(batch_id))
@@ -200,8 +238,7 @@ class Store:
 
     def request_stats(self) -> dict[str, int]:
         """Numbers for /health: what is known and not yet ended."""
-        active = sum(self.redis.zcard(key) for key in ACTIVE.values())
-        return {"active": active, "batches": self.redis.zcard(BATCHES)}
+        return {"active": sum(self.redis.zcard(key) for key in ACTIVE.values())}
 
     # Models
 
@@ -255,6 +292,15 @@ class Store:
         else:
             if num_synced < 1:
                 raise StoreUnavailable(f"Redis did not bring a write to disk within {DURABLE_WAIT_MS} ms")
+
+
+def _list(of: str, tenant: str) -> str:
+    """Where a tenant's ids are listed. The default tenant's is the list of the time before there were others."""
+    return of if tenant == DEFAULT_TENANT else f"{of}:{tenant}"
+
+
+def _stored(tenant: str) -> str:
+    return f"pressrun:stored:{tenant}"
 
 
 def _text(raw: Any) -> str:

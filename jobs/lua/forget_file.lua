@@ -1,0 +1,9 @@
+-- Drops what is known of a file. KEYS: file, its tenant's list, files by expiry, bytes stored by its tenant. ARGV: file id.
+redis.call('DEL', KEYS[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+local bytes = redis.call('HGET', KEYS[4], ARGV[1])
+if bytes then
+  redis.call('HDEL', KEYS[4], ARGV[1])
+  redis.call('HINCRBY', KEYS[4], 'total', '-' .. bytes)
+end
