@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
-from ..jobs import submit
+from ..jobs import ids, submit
 from ..jobs.errors import UserError
 from .deps import BackendDep, TenantDep
+from .once import OnceDep
 from .schemas import BatchObject, ListOf
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -40,18 +41,24 @@ class BatchQuery(BaseModel):
 
 
 @router.post("")
-def create_batch(body: BatchCreate, backend: BackendDep, tenant: TenantDep) -> BatchObject:
+def create_batch(body: BatchCreate, backend: BackendDep, tenant: TenantDep, once: OnceDep) -> BatchObject:
     """Run every line of a file. What is wrong with the lines shows in the batch's `errors` once it is validated."""
     if body.output_expires_after is not None:
         message = "'output_expires_after' is not supported yet; remove it. Output files are kept until deleted."
         raise UserError(message, param="output_expires_after", code="unsupported_parameter")
-    batch = submit.create_batch(
-        backend,
-        input_file_id=body.input_file_id,
-        endpoint=body.endpoint,
-        completion_window=body.completion_window,
-        metadata=body.metadata,
-        tenant=tenant,
+    batch = once(
+        body,
+        new_id=ids.batch_id,
+        find=lambda batch_id: submit.find_batch(backend, batch_id, tenant),
+        create=lambda batch_id: submit.create_batch(
+            backend,
+            input_file_id=body.input_file_id,
+            endpoint=body.endpoint,
+            completion_window=body.completion_window,
+            metadata=body.metadata,
+            tenant=tenant,
+            batch_id=batch_id,
+        ),
     )
     return BatchObject.of(batch)
 

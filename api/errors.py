@@ -31,6 +31,7 @@ from starlette.types import Scope
 from ..jobs.errors import (
     BlobsUnavailable,
     Conflict,
+    InProgress,
     QuotaExceeded,
     RateLimited,
     StoreUnavailable,
@@ -90,6 +91,8 @@ def _headers(error: UserError) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, RateLimited):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
+    if isinstance(error, InProgress):
+        return {"Retry-After": str(RETRY_AFTER_S), "x-should-retry": "true"}
     # The SDK takes any 409 for a lock that a retry may find open, and any 429 for haste; these do not pass so.
     return {"x-should-retry": "false"} if isinstance(error, Conflict | QuotaExceeded) else {}
 

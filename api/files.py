@@ -6,6 +6,7 @@ it is streamed to the blob store. The rules of what may be uploaded are `jobs/su
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterator
 from typing import Annotated, BinaryIO, Literal
 from urllib.parse import quote
@@ -15,9 +16,10 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
-from ..jobs import submit
+from ..jobs import ids, submit
 from ..jobs.errors import UserError
 from .deps import BackendDep, TenantDep
+from .once import OnceDep
 from .ranges import requested_range
 from .schemas import FileDeleted, FileObject, ListOf
 
@@ -70,16 +72,23 @@ def upload_file(
     form: Annotated[Upload, Form(media_type="multipart/form-data")],
     backend: BackendDep,
     tenant: TenantDep,
+    once: OnceDep,
 ) -> FileObject:
     """Upload a file. The input of a batch is `.jsonl`, one request a line."""
     _check_expiry(form)
-    file = submit.create_file(
-        backend,
-        filename=form.file.filename or "upload",
-        purpose=form.purpose,
-        chunks=_chunks(form.file.file),
-        expires_after_s=form.seconds,
-        tenant=tenant,
+    file = once(
+        lambda: _asked(form),
+        new_id=ids.file_id,
+        find=lambda file_id: submit.find_file(backend, file_id, tenant),
+        create=lambda file_id: submit.create_file(
+            backend,
+            filename=form.file.filename or "upload",
+            purpose=form.purpose,
+            chunks=_chunks(form.file.file),
+            expires_after_s=form.seconds,
+            tenant=tenant,
+            file_id=file_id,
+        ),
     )
     return FileObject.of(file)
 
@@ -146,6 +155,15 @@ def _relayed(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.read(CHUNK), b"")
+
+
+def _asked(form: Upload) -> list[object]:
+    """What tells an upload from another: its fields and its content."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(form.file.file):
+        digest.update(chunk)
+    form.file.file.seek(0)
+    return [form.file.filename, form.purpose, form.seconds, digest.hexdigest()]
 
 
 def _check_expiry(form: Upload) -> None:

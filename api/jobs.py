@@ -10,10 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from ..jobs import submit
+from ..jobs import ids, submit
 from ..jobs.backend import Backend
 from ..jobs.records import ENDED, Batch
 from .deps import BackendDep, TenantDep
+from .once import OnceDep
 from .schemas import JobError, JobObject, JobResponse, JobStatus
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -37,9 +38,18 @@ class JobCreate(BaseModel):
 
 
 @router.post("", status_code=202)
-def create_job(request: JobCreate, response: Response, backend: BackendDep, tenant: TenantDep) -> JobObject:
+def create_job(
+    request: JobCreate, response: Response, backend: BackendDep, tenant: TenantDep, once: OnceDep
+) -> JobObject:
     """Queue one request, ahead of all batches. It is checked now, and runs soon; `GET` it until its status says so."""
-    job = submit.create_job(backend, url=request.url, body=request.body, tenant=tenant)
+    job = once(
+        request,
+        new_id=ids.job_id,
+        find=lambda job_id: submit.find_job(backend, job_id, tenant),
+        create=lambda job_id: submit.create_job(
+            backend, url=request.url, body=request.body, tenant=tenant, job_id=job_id
+        ),
+    )
     response.headers["Location"] = f"{router.prefix}/{job.id}"
     return _shown(backend, job)
 

@@ -8,6 +8,7 @@ PressrunError
 │   ├── RateLimited      429: too many requests; later ones will be served
 │   ├── QuotaExceeded    429: the tenant holds as much as it may; trying again does not help
 │   └── Conflict         409: the object is not in a state that allows this
+│       └── InProgress   the same request is being served right now
 ├── StoreUnavailable     Redis did not answer, or could not make a write durable
 ├── BlobsUnavailable     the blob store did not answer, or refused
 └── BlobMissing          a blob that the store points to is not there
@@ -60,6 +61,10 @@ class Conflict(UserError):
     """The object is in a state that does not allow this."""
 
     status = 409
+
+
+class InProgress(Conflict):
+    """Another request with the same idempotency key is being served; trying again finds its answer."""
 
 
 class Unauthorized(UserError):
