@@ -128,6 +128,8 @@ def _from_starlette(request: Request, error: HTTPException) -> UserError:
         allowed = (error.headers or {}).get("Allow", "")
         message = f"{method} is not allowed on {path}; it takes {allowed}."
         return UserError(message, code="method_not_allowed", status=405)
+    if isinstance(error.__cause__, RecursionError):
+        return UserError("The request body is nested too deep: so many arrays or objects in one another are not read.")
     return UserError(error.detail, status=error.status_code)
 
 
