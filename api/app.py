@@ -25,7 +25,7 @@ from .schemas import ErrorBody
 
 log = logging.getLogger("pressrun.api")
 
-KEY = "A key made with `pressrun keys create`. Not needed on a loopback address while there are none."
+KEY = "A key made with `pressrun keys create`."
 DESCRIPTION = "Batches of language model requests: OpenAI's Files and Batches, and single jobs to poll."
 
 
@@ -52,8 +52,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Door, settings=settings)
     app.add_middleware(Edge, settings=settings)  # Added last: outermost.
     install_error_handlers(app)
-    # For the document only: it is the door that asks for the key.
-    shown = [] if settings.auth == "off" else [Depends(HTTPBearer(auto_error=False, description=KEY))]
+    # For the document only, where a key is needed whatever the address: it is the door that asks for it.
+    shown = [] if settings.auth != "required" else [Depends(HTTPBearer(auto_error=False, description=KEY))]
     for part in (files, batches, jobs, models):
         app.include_router(part.router, dependencies=shown)
     app.include_router(health.router)

@@ -93,7 +93,7 @@ class Quotas:
     def _try(self, tenant: str, batch_id: str, kind: BatchKind, tokens: int, limit: str) -> _Full | None:
         what = "tokens" if limit == "max_enqueued_tokens" else "batches"
         args: list[Any] = [batch_id, kind, int(time.time()), tokens, limit_field(limit, tenant), what]
-        reply = self.store.scripts["take"](keys=[TENANTS, _held(tenant)], args=args)
+        reply = self.store.scripts["quota"](keys=[TENANTS, _held(tenant)], args=args)
         return None if reply is None else _Full(limit=int(reply[0]), held=int(reply[1]))
 
     def _drop_ended(self, tenant: str) -> bool:

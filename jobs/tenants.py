@@ -63,6 +63,10 @@ class Tenants:
             found.setdefault(name, []).append((limit, value))
         return [_tenant(name, values) for name, values in sorted(found.items())]
 
+    def weights(self) -> dict[str, float]:
+        """The weights of the tenants of whom something was set; all others weigh 1."""
+        return {tenant.name: tenant.weight for tenant in self.list()}
+
     def set(self, name: str, **limits: float | None) -> Tenant:
         """Set these limits and leave the others; None takes one away."""
         check_name(name)

@@ -25,6 +25,7 @@ def test_each_limit_is_set_and_taken_away_by_itself(backend: Backend) -> None:
     assert tenants.set("acme", max_enqueued_tokens=None).max_enqueued_tokens is None
     assert [tenant.name for tenant in tenants.list()] == ["acme", "other"]
     assert tenants.list()[0] == backend.store.tenant("acme")
+    assert tenants.weights() == {"acme": 2.5, "other": 1.0}
 
 
 @pytest.mark.parametrize("limit", LIMITS)
