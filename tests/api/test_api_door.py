@@ -93,6 +93,14 @@ def test_a_body_is_not_read_for_who_is_not_let_in(api: Api) -> None:
         assert client.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
+def test_the_sdk_hears_that_its_key_is_wrong_even_while_it_sends_a_large_file(api: Api) -> None:
+    api.backend.keys.create()
+    for _ in range(3):
+        with pytest.raises(openai.AuthenticationError):
+            api.openai.files.create(file=("in.jsonl", b"x" * 30_000_000), purpose="batch")
+    assert api.http.get("/health").status_code == 200
+
+
 def test_health_and_the_documents_need_no_key_and_what_is_no_route_is_404(serve: ServeApi) -> None:
     api = serve(auth="required")
     for path in ("/health", "/docs", "/openapi.json"):
