@@ -5,20 +5,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from anyio import to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 
 from .. import __version__
-from ..jobs.backend import connect
+from ..jobs.backend import Backend, connect
+from ..jobs.errors import SettingsError
 from ..jobs.settings import Settings, load_settings
 from . import batches, files, health, jobs, models, uploads, webhooks
+from .door import Door, check_settings
 from .edge import Edge
-from .errors import install_error_handlers
+from .errors import AWAY, install_error_handlers
 from .schemas import ErrorBody
 
+log = logging.getLogger("pressrun.api")
+
+KEY = "A key made with `pressrun keys create`."
 DESCRIPTION = "Batches of language model requests: OpenAI's Files and Batches, and single jobs to poll."
 
 
@@ -28,7 +35,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.backend = await to_thread.run_sync(connect, settings)
+        app.state.backend = await to_thread.run_sync(open_backend, settings)
         app.state.health_threads = health.health_threads()
         app.state.test_threads = webhooks.test_threads()
         try:
@@ -43,8 +50,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
-    app.add_middleware(Edge, settings=settings)
+    app.add_middleware(Door, settings=settings)
+    app.add_middleware(Edge, settings=settings)  # Added last: outermost.
     install_error_handlers(app)
-    for part in (files, uploads, batches, jobs, models, webhooks, health):
-        app.include_router(part.router)
+    # For the document only, where a key is needed whatever the address: it is the door that asks for it.
+    shown = [] if settings.auth != "required" else [Depends(HTTPBearer(auto_error=False, description=KEY))]
+    for part in (files, uploads, batches, jobs, models, webhooks):
+        app.include_router(part.router, dependencies=shown)
+    app.include_router(health.router)
     return app
+
+
+def open_backend(settings: Settings) -> Backend:
+    """Connect, and refuse to serve others without keys. A Redis that is away cannot say: the door stays shut then."""
+    backend = connect(settings)
+    try:
+        check_settings(settings, backend)
+    except AWAY as error:
+        log.warning("the API starts without knowing whether there are keys: %s", error)
+    except SettingsError:
+        backend.close()
+        raise
+    return backend

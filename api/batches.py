@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 
-from ..jobs import submit
-from .deps import BackendDep
+from ..jobs import ids, submit
+from .deps import BackendDep, TenantDep
 from .expiry import ExpiresAfter, seconds_of
+from .once import OnceDep
 from .schemas import BatchObject, ListOf
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -42,34 +43,41 @@ class BatchQuery(BaseModel):
 
 
 @router.post("")
-def create_batch(body: BatchCreate, backend: BackendDep) -> BatchObject:
+def create_batch(body: BatchCreate, backend: BackendDep, tenant: TenantDep, once: OnceDep) -> BatchObject:
     """Run every line of a file. What is wrong with the lines shows in the batch's `errors` once it is validated."""
-    batch = submit.create_batch(
-        backend,
-        input_file_id=body.input_file_id,
-        endpoint=body.endpoint,
-        completion_window=body.completion_window,
-        metadata=body.metadata,
-        output_ttl_s=seconds_of(body.output_expires_after),
+    batch = once(
+        body,
+        new_id=ids.batch_id,
+        find=lambda batch_id: submit.find_batch(backend, batch_id, tenant),
+        create=lambda batch_id: submit.create_batch(
+            backend,
+            input_file_id=body.input_file_id,
+            endpoint=body.endpoint,
+            completion_window=body.completion_window,
+            metadata=body.metadata,
+            output_ttl_s=seconds_of(body.output_expires_after),
+            tenant=tenant,
+            batch_id=batch_id,
+        ),
     )
     return BatchObject.of(batch)
 
 
 @router.get("")
-def list_batches(query: Annotated[BatchQuery, Query()], backend: BackendDep) -> ListOf[BatchObject]:
+def list_batches(query: Annotated[BatchQuery, Query()], backend: BackendDep, tenant: TenantDep) -> ListOf[BatchObject]:
     """Batches, newest first."""
-    page = backend.store.batches(limit=query.limit, after=query.after)
+    page = backend.store.batches(tenant=tenant, limit=query.limit, after=query.after)
     return ListOf.of([BatchObject.of(batch) for batch in page.items], page.has_more)
 
 
 @router.get("/{batch_id}")
-def retrieve_batch(batch_id: str, backend: BackendDep) -> BatchObject:
+def retrieve_batch(batch_id: str, backend: BackendDep, tenant: TenantDep) -> BatchObject:
     """A batch, as far as it has got."""
-    return BatchObject.of(submit.find_batch(backend, batch_id))
+    return BatchObject.of(submit.find_batch(backend, batch_id, tenant))
 
 
 @router.post("/{batch_id}/cancel")
-def cancel_batch(batch_id: str, backend: BackendDep) -> BatchObject:
+def cancel_batch(batch_id: str, backend: BackendDep, tenant: TenantDep) -> BatchObject:
     """End a batch early: lines that have finished stay in its files, the others become `batch_cancelled` errors."""
-    batch = submit.find_batch(backend, batch_id)
+    batch = submit.find_batch(backend, batch_id, tenant)
     return BatchObject.of(backend.store.cancel(batch.id))

@@ -1,4 +1,4 @@
-"""What routes ask for: the connected backend."""
+"""What routes ask for: the connected backend, and for whom they work."""
 
 from __future__ import annotations
 
@@ -14,4 +14,11 @@ async def _backend(request: Request) -> Backend:
     return backend
 
 
+async def _tenant(request: Request) -> str:
+    """Written by the door (`door.py`), which no request to a route comes around."""
+    tenant: str = request.state.tenant
+    return tenant
+
+
 BackendDep = Annotated[Backend, Depends(_backend)]
+TenantDep = Annotated[str, Depends(_tenant)]

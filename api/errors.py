@@ -3,6 +3,7 @@
 | what | answer |
 |---|---|
 | `UserError` and its kind | its own status and fields |
+| what waiting mends, and what it does not | 401 with `WWW-Authenticate`, 429 and 409 with what the SDK should do |
 | what pydantic finds in a request | 400, named as OpenAI names it |
 | an unknown path or method, a body that cannot be read | 404, 405, 400 |
 | Redis or the blob store away, loading, full or read-only | 503 with `Retry-After`: clients try again by themselves |
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -22,9 +24,18 @@ from fastapi.exceptions import RequestValidationError
 from redis.exceptions import ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from ..jobs.away import PASSING, passes
-from ..jobs.errors import Conflict, StoreUnavailable, UserError
+from ..jobs.errors import (
+    Conflict,
+    InProgress,
+    QuotaExceeded,
+    RateLimited,
+    StoreUnavailable,
+    Unauthorized,
+    UserError,
+)
 from ..jobs.invalid import invalid_type, user_error
 
 log = logging.getLogger("pressrun.api")
@@ -60,9 +71,23 @@ def error_response(error: UserError, headers: Mapping[str, str] | None = None) -
 
 async def _on_user_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, UserError)
-    # The SDK takes any 409 for a lock that a retry may find open; ours never opens.
-    headers = {"x-should-retry": "false"} if isinstance(error, Conflict) else None
-    return error_response(error, headers)
+    return error_response(error, _headers(error))
+
+
+def answer_to(error: Exception, scope: Scope) -> Response:
+    """The answer to what was raised outside of the routes: a UserError, or one of `AWAY`."""
+    return error_response(error, _headers(error)) if isinstance(error, UserError) else _away(scope, error)
+
+
+def _headers(error: UserError) -> dict[str, str]:
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, RateLimited):
+        return {"Retry-After": str(math.ceil(error.retry_after_s))}
+    if isinstance(error, InProgress):
+        return {"Retry-After": str(RETRY_AFTER_S), "x-should-retry": "true"}
+    # The SDK takes any 409 for a lock that a retry may find open, and any 429 for haste; these do not pass so.
+    return {"x-should-retry": "false"} if isinstance(error, Conflict | QuotaExceeded) else {}
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> Response:
@@ -77,7 +102,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_away(request: Request, error: Exception) -> Response:
-    log.warning("%s %s: the store is not available: %s", request.method, request.url.path, error)
+    return _away(request.scope, error)
+
+
+def _away(scope: Scope, error: Exception) -> Response:
+    log.warning("%s %s: the store is not available: %s", scope["method"], scope["path"], error)
     message = "The server's store is not available now. Try again shortly."
     answer = UserError(message, code="service_unavailable", status=503)
     return error_response(answer, {"Retry-After": str(RETRY_AFTER_S)})
@@ -98,6 +127,8 @@ def _from_starlette(request: Request, error: HTTPException) -> UserError:
         allowed = (error.headers or {}).get("Allow", "")
         message = f"{method} is not allowed on {path}; it takes {allowed}."
         return UserError(message, code="method_not_allowed", status=405)
+    if isinstance(error.__cause__, RecursionError):
+        return UserError("The request body is nested too deep: so many arrays or objects in one another are not read.")
     return UserError(error.detail, status=error.status_code)
 
 

@@ -6,6 +6,7 @@ it is streamed to the blob store. The rules of what may be uploaded are `jobs/su
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterator
 from typing import Annotated, BinaryIO, Literal
 from urllib.parse import quote
@@ -15,9 +16,10 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
-from ..jobs import submit
+from ..jobs import ids, submit
 from ..jobs.errors import UserError
-from .deps import BackendDep
+from .deps import BackendDep, TenantDep
+from .once import OnceDep
 from .ranges import requested_range
 from .schemas import FileDeleted, FileObject, ListOf
 
@@ -66,38 +68,54 @@ class FileQuery(BaseModel):
 
 
 @router.post("", form_limits={"max_files": 1, "max_fields": 8, "max_part_size": 4096})
-def upload_file(form: Annotated[Upload, Form(media_type="multipart/form-data")], backend: BackendDep) -> FileObject:
+def upload_file(
+    form: Annotated[Upload, Form(media_type="multipart/form-data")],
+    backend: BackendDep,
+    tenant: TenantDep,
+    once: OnceDep,
+) -> FileObject:
     """Upload a file. The input of a batch is `.jsonl`, one request a line."""
     _check_expiry(form)
-    file = submit.create_file(
-        backend,
-        filename=form.file.filename or "upload",
-        purpose=form.purpose,
-        chunks=chunks_of(form.file.file),
-        expires_after_s=form.seconds,
+    file = once(
+        lambda: _asked(form),
+        new_id=ids.file_id,
+        find=lambda file_id: submit.find_file(backend, file_id, tenant),
+        create=lambda file_id: submit.create_file(
+            backend,
+            filename=form.file.filename or "upload",
+            purpose=form.purpose,
+            chunks=chunks_of(form.file.file),
+            expires_after_s=form.seconds,
+            tenant=tenant,
+            file_id=file_id,
+        ),
     )
     return FileObject.of(file)
 
 
 @router.get("")
-def list_files(query: Annotated[FileQuery, Query()], backend: BackendDep) -> ListOf[FileObject]:
+def list_files(query: Annotated[FileQuery, Query()], backend: BackendDep, tenant: TenantDep) -> ListOf[FileObject]:
     """Files that have not expired, newest first unless asked otherwise."""
     page = backend.store.files(
-        purpose=query.purpose, limit=query.limit, newest_first=query.order == "desc", after=query.after
+        tenant=tenant,
+        purpose=query.purpose,
+        limit=query.limit,
+        newest_first=query.order == "desc",
+        after=query.after,
     )
     return ListOf.of([FileObject.of(file) for file in page.items], page.has_more)
 
 
 @router.get("/{file_id}")
-def retrieve_file(file_id: str, backend: BackendDep) -> FileObject:
+def retrieve_file(file_id: str, backend: BackendDep, tenant: TenantDep) -> FileObject:
     """A file's description."""
-    return FileObject.of(backend.store.file(file_id))
+    return FileObject.of(submit.find_file(backend, file_id, tenant))
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, backend: BackendDep) -> FileDeleted:
+def delete_file(file_id: str, backend: BackendDep, tenant: TenantDep) -> FileDeleted:
     """Delete a file and its bytes."""
-    submit.delete_file(backend, file_id)
+    submit.delete_file(backend, file_id, tenant)
     return FileDeleted(id=file_id)
 
 
@@ -112,10 +130,11 @@ def delete_file(file_id: str, backend: BackendDep) -> FileDeleted:
 def download_file(
     file_id: str,
     backend: BackendDep,
+    tenant: TenantDep,
     wanted: Annotated[str | None, Header(alias="Range", description="One range, such as `bytes=0-999`.")] = None,
 ) -> StreamingResponse:
     """A file's bytes, or one range of them."""
-    file = backend.store.file(file_id)
+    file = submit.find_file(backend, file_id, tenant)
     part = requested_range(wanted, file.bytes)
     whole = range(file.bytes) if part is None else part
     headers = {
@@ -137,6 +156,15 @@ def _relayed(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
 def chunks_of(file: BinaryIO) -> Iterator[bytes]:
     """What a form's file holds."""
     return iter(lambda: file.read(CHUNK), b"")
+
+
+def _asked(form: Upload) -> list[object]:
+    """What tells an upload from another: its fields and its content."""
+    digest = hashlib.sha256()
+    for chunk in chunks_of(form.file.file):
+        digest.update(chunk)
+    form.file.file.seek(0)
+    return [form.file.filename, form.purpose, form.seconds, digest.hexdigest()]
 
 
 def _check_expiry(form: Upload) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from ..jobs import submit
+from ..jobs import ids, submit
 from ..jobs.backend import Backend
 from ..jobs.records import ENDED, Batch
-from .deps import BackendDep
+from .deps import BackendDep, TenantDep
+from .once import OnceDep
 from .schemas import JobError, JobObject, JobResponse, JobStatus
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -37,23 +38,32 @@ class JobCreate(BaseModel):
 
 
 @router.post("", status_code=202)
-def create_job(request: JobCreate, response: Response, backend: BackendDep) -> JobObject:
+def create_job(
+    request: JobCreate, response: Response, backend: BackendDep, tenant: TenantDep, once: OnceDep
+) -> JobObject:
     """Queue one request, ahead of all batches. It is checked now, and runs soon; `GET` it until its status says so."""
-    job = submit.create_job(backend, url=request.url, body=request.body)
+    job = once(
+        request,
+        new_id=ids.job_id,
+        find=lambda job_id: submit.find_job(backend, job_id, tenant),
+        create=lambda job_id: submit.create_job(
+            backend, url=request.url, body=request.body, tenant=tenant, job_id=job_id
+        ),
+    )
     response.headers["Location"] = f"{router.prefix}/{job.id}"
     return _shown(backend, job)
 
 
 @router.get("/{job_id}")
-def retrieve_job(job_id: str, backend: BackendDep) -> JobObject:
+def retrieve_job(job_id: str, backend: BackendDep, tenant: TenantDep) -> JobObject:
     """A job, with its response once it has one. It can be polled for `PRESSRUN_JOB_TTL_S` after its end."""
-    return _shown(backend, submit.find_job(backend, job_id))
+    return _shown(backend, submit.find_job(backend, job_id, tenant))
 
 
 @router.delete("/{job_id}")
-def cancel_job(job_id: str, backend: BackendDep) -> JobObject:
+def cancel_job(job_id: str, backend: BackendDep, tenant: TenantDep) -> JobObject:
     """Cancel a job; what it has produced so far is dropped."""
-    job = submit.find_job(backend, job_id)
+    job = submit.find_job(backend, job_id, tenant)
     return _shown(backend, backend.store.cancel(job.id))
 
 

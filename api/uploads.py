@@ -12,9 +12,10 @@ from ..jobs.backend import Backend
 from ..jobs.errors import NotFound
 from ..jobs.invalid import whole_text
 from ..jobs.uploads import MAX_PARTS, Upload
-from .deps import BackendDep
+from .deps import BackendDep, TenantDep
 from .expiry import ExpiresAfter, seconds_of
 from .files import chunks_of
+from .once import OnceDep
 from .schemas import FileObject, UploadObject, UploadPartObject
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
@@ -57,41 +58,51 @@ class UploadComplete(BaseModel):
 
 
 @router.post("")
-def create_upload(body: UploadCreate, backend: BackendDep) -> UploadObject:
+def create_upload(body: UploadCreate, backend: BackendDep, tenant: TenantDep, once: OnceDep) -> UploadObject:
     """Begin to upload a file in parts, which are awaited for an hour."""
-    upload = uploads.create_upload(
-        backend,
-        filename=body.filename,
-        purpose=body.purpose,
-        size=body.bytes,
-        mime_type=body.mime_type,
-        expires_after_s=seconds_of(body.expires_after),
+    upload = once(
+        body,
+        new_id=uploads.new_upload_id,
+        find=lambda upload_id: uploads.find_upload(backend, upload_id, tenant),
+        create=lambda upload_id: uploads.create_upload(
+            backend,
+            filename=body.filename,
+            purpose=body.purpose,
+            size=body.bytes,
+            mime_type=body.mime_type,
+            expires_after_s=seconds_of(body.expires_after),
+            tenant=tenant,
+            upload_id=upload_id,
+        ),
     )
-    return UploadObject.of(upload, None)
+    return _shown(backend, upload)
 
 
 @router.post("/{upload_id}/parts", form_limits={"max_files": 1, "max_fields": 4, "max_part_size": 4096})
 def add_part(
-    upload_id: str, form: Annotated[PartForm, Form(media_type="multipart/form-data")], backend: BackendDep
+    upload_id: str,
+    form: Annotated[PartForm, Form(media_type="multipart/form-data")],
+    backend: BackendDep,
+    tenant: TenantDep,
 ) -> UploadPartObject:
     """Add a part of at most 64 MiB. Many may be sent at once."""
-    return UploadPartObject.of(uploads.add_part(backend, upload_id, chunks_of(form.data.file)))
+    return UploadPartObject.of(uploads.add_part(backend, upload_id, chunks_of(form.data.file), tenant))
 
 
 @router.post("/{upload_id}/complete")
-def complete_upload(upload_id: str, body: UploadComplete, backend: BackendDep) -> UploadObject:
+def complete_upload(upload_id: str, body: UploadComplete, backend: BackendDep, tenant: TenantDep) -> UploadObject:
     """Join the parts, in the order of `part_ids`, into a file."""
-    return _shown(backend, joining.complete_upload(backend, upload_id, body.part_ids, body.md5))
+    return _shown(backend, joining.complete_upload(backend, upload_id, body.part_ids, body.md5, tenant))
 
 
 @router.post("/{upload_id}/cancel")
-def cancel_upload(upload_id: str, backend: BackendDep) -> UploadObject:
+def cancel_upload(upload_id: str, backend: BackendDep, tenant: TenantDep) -> UploadObject:
     """Give an upload up, with its parts."""
-    return UploadObject.of(uploads.cancel_upload(backend, upload_id), None)
+    return UploadObject.of(uploads.cancel_upload(backend, upload_id, tenant), None)
 
 
 def _shown(backend: Backend, upload: Upload) -> UploadObject:
-    """With its file, unless that has been deleted since."""
+    """With its file, unless it has none or that has been deleted since."""
     try:
         file = FileObject.of(backend.store.file(str(upload.file_id)))
     except NotFound:

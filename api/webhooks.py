@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..jobs import deliveries, posting, webhooks
-from .deps import BackendDep
+from .deps import BackendDep, TenantDep
 from .schemas import ListOf
 from .webhook_schemas import (
     DeliveryObject,
@@ -73,53 +73,59 @@ class WebhookQuery(BaseModel):
 
 
 @router.post("/webhook_endpoints")
-def create_endpoint(body: EndpointCreate, backend: BackendDep) -> EndpointWithSecret:
+def create_endpoint(body: EndpointCreate, backend: BackendDep, tenant: TenantDep) -> EndpointWithSecret:
     """Have events posted to a URL. The answer holds the secret that signs them; it is not shown again."""
-    endpoint = webhooks.create_endpoint(backend, name=body.name, url=body.url, event_types=body.event_types)
+    endpoint = webhooks.create_endpoint(
+        backend, name=body.name, url=body.url, event_types=body.event_types, tenant=tenant
+    )
     return EndpointWithSecret.showing(endpoint)
 
 
 @router.get("/webhook_endpoints")
-def list_endpoints(query: Annotated[WebhookQuery, Query()], backend: BackendDep) -> ListOf[EndpointObject]:
+def list_endpoints(
+    query: Annotated[WebhookQuery, Query()], backend: BackendDep, tenant: TenantDep
+) -> ListOf[EndpointObject]:
     """Webhook endpoints, newest first."""
-    page = webhooks.list_endpoints(backend, limit=query.limit, after=query.after)
+    page = webhooks.list_endpoints(backend, limit=query.limit, after=query.after, tenant=tenant)
     return ListOf.of([EndpointObject.of(endpoint) for endpoint in page.items], page.has_more)
 
 
 @router.get("/webhook_endpoints/{endpoint_id}")
-def retrieve_endpoint(endpoint_id: str, backend: BackendDep) -> EndpointObject:
+def retrieve_endpoint(endpoint_id: str, backend: BackendDep, tenant: TenantDep) -> EndpointObject:
     """A webhook endpoint."""
-    return EndpointObject.of(webhooks.find_endpoint(backend, endpoint_id))
+    return EndpointObject.of(webhooks.find_endpoint(backend, endpoint_id, tenant))
 
 
 @router.post("/webhook_endpoints/{endpoint_id}")
-def update_endpoint(endpoint_id: str, body: EndpointUpdate, backend: BackendDep) -> EndpointObject:
+def update_endpoint(endpoint_id: str, body: EndpointUpdate, backend: BackendDep, tenant: TenantDep) -> EndpointObject:
     """Change a webhook endpoint's name, URL or event types."""
     changes = body.model_dump(include=body.model_fields_set)
-    return EndpointObject.of(webhooks.update_endpoint(backend, endpoint_id, changes))
+    return EndpointObject.of(webhooks.update_endpoint(backend, endpoint_id, changes, tenant))
 
 
 @router.delete("/webhook_endpoints/{endpoint_id}")
-def delete_endpoint(endpoint_id: str, backend: BackendDep) -> EndpointDeleted:
+def delete_endpoint(endpoint_id: str, backend: BackendDep, tenant: TenantDep) -> EndpointDeleted:
     """Delete a webhook endpoint; what is still on its way to it is dropped."""
-    webhooks.delete_endpoint(backend, endpoint_id)
+    webhooks.delete_endpoint(backend, endpoint_id, tenant)
     return EndpointDeleted(id=endpoint_id)
 
 
 @router.post("/webhook_endpoints/{endpoint_id}/rotate_secret")
 def rotate_secret(
-    endpoint_id: str, backend: BackendDep, body: Annotated[SecretRotation | None, Body()] = None
+    endpoint_id: str, backend: BackendDep, tenant: TenantDep, body: Annotated[SecretRotation | None, Body()] = None
 ) -> EndpointWithSecret:
     """Give a webhook endpoint a new secret."""
     keep_old = body is not None and body.keep_old_secret_active_for_24_hours
-    return EndpointWithSecret.showing(webhooks.rotate_secret(backend, endpoint_id, keep_old=keep_old))
+    return EndpointWithSecret.showing(webhooks.rotate_secret(backend, endpoint_id, keep_old=keep_old, tenant=tenant))
 
 
 @router.post("/webhook_endpoints/{endpoint_id}/test")
-async def test_endpoint(endpoint_id: str, body: TestEvent, request: Request, backend: BackendDep) -> EndpointTested:
+async def test_endpoint(
+    endpoint_id: str, body: TestEvent, request: Request, backend: BackendDep, tenant: TenantDep
+) -> EndpointTested:
     """Post a made-up event to a webhook endpoint, and say which status came back."""
     threads = request.app.state.test_threads
-    status = await to_thread.run_sync(posting.send_test, backend, endpoint_id, body.event_type, limiter=threads)
+    status = await to_thread.run_sync(posting.send_test, backend, endpoint_id, body.event_type, tenant, limiter=threads)
     return EndpointTested(event_type=body.event_type, status_code=status, webhook_endpoint_id=endpoint_id)
 
 
@@ -130,10 +136,10 @@ def test_threads() -> CapacityLimiter:
 
 @router.get("/webhook_endpoints/{endpoint_id}/deliveries")
 def list_deliveries(
-    endpoint_id: str, query: Annotated[WebhookQuery, Query()], backend: BackendDep
+    endpoint_id: str, query: Annotated[WebhookQuery, Query()], backend: BackendDep, tenant: TenantDep
 ) -> ListOf[DeliveryObject]:
     """What was posted to a webhook endpoint in the last 30 days, or is to be, with every attempt; newest first."""
-    page = deliveries.deliveries_of(backend, endpoint_id, limit=query.limit, after=query.after)
+    page = deliveries.deliveries_of(backend, endpoint_id, limit=query.limit, after=query.after, tenant=tenant)
     return ListOf.of([DeliveryObject.of(delivery) for delivery in page.items], page.has_more)
 
 

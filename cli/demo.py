@@ -91,6 +91,7 @@ def _demo(settings: Settings, console: Console) -> Path:
                 "blob_url": None,
                 "host": "127.0.0.1",
                 "port": _free_port(),
+                "auth": "off",
                 "model": str(model),
                 "served_model_name": settings.model_name,
                 "max_num_seqs": settings.max_num_seqs if "max_num_seqs" in settings.model_fields_set else IN_WAVES,

@@ -17,7 +17,7 @@ from ..jobs.settings import PREFIX, Settings, load_settings
 
 # Settings says what the worker alone needs last, from the model on.
 MODEL_FIELDS = tuple(Settings.model_fields)[tuple(Settings.model_fields).index("model") :]
-API_FIELDS = ("host", "port")
+API_FIELDS = ("host", "port", "auth")
 EVERYWHERE = tuple(name for name in Settings.model_fields if name not in MODEL_FIELDS + API_FIELDS)
 
 

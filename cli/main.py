@@ -12,6 +12,7 @@ import typer
 from .. import __version__
 from ..jobs.errors import PressrunError, SettingsError
 from ..jobs.settings import Settings
+from .admin import keys, tenants
 from .flags import API_FIELDS, EVERYWHERE, MODEL_FIELDS, takes_settings
 from .webhooks import app as webhooks
 
@@ -42,6 +43,8 @@ app = typer.Typer(
 
 
 app.add_typer(webhooks, name="webhooks")
+app.add_typer(keys, name="keys")
+app.add_typer(tenants, name="tenants")
 
 
 def _version(asked: bool) -> None:

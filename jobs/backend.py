@@ -12,6 +12,8 @@ from redis.retry import Retry
 from .blobs import Blobs, open_blobs
 from .blobs.redis import RedisBlobs
 from .errors import SettingsError
+from .keys import Keys
+from .quotas import Quotas
 from .records import Batch
 from .settings import Settings
 from .shards import Shards
@@ -22,12 +24,14 @@ DAY_S = 86400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """The store, the shards and the blob stores of one deployment."""
+    """The store, the shards, the blob stores, and who may use them, of one deployment."""
 
     settings: Settings
     redis: Redis
     store: Store
     shards: Shards
+    keys: Keys
+    quotas: Quotas
     blobs: Blobs
     job_blobs: RedisBlobs
 
@@ -56,6 +60,8 @@ def backend_on(settings: Settings, redis: Redis) -> Backend:
         redis=redis,
         store=store,
         shards=Shards(store),
+        keys=Keys(store),
+        quotas=Quotas(store),
         blobs=open_blobs(settings.blobs, redis),
         # The blobs of a job whose submission or end broke off go by themselves.
         job_blobs=RedisBlobs(redis, ttl_s=DAY_S + settings.job_ttl_s),

@@ -4,7 +4,11 @@ PressrunError
 ├── SettingsError        a setting is unknown, malformed or contradicts another
 ├── UserError            what a client sent cannot be served; carries OpenAI's error fields
 │   ├── NotFound         404: no object with this id
+│   ├── Unauthorized     401: no API key, or one that is not good
+│   ├── RateLimited      429: too many requests; later ones will be served
+│   ├── QuotaExceeded    429: the tenant holds as much as it may; trying again does not help
 │   └── Conflict         409: the object is not in a state that allows this
+│       └── InProgress   the same request is being served right now
 ├── StoreUnavailable     Redis did not answer, or could not make a write durable
 ├── BlobsUnavailable     the blob store did not answer, or refused
 └── BlobMissing          a blob that the store points to is not there
@@ -24,10 +28,12 @@ class SettingsError(PressrunError):
 class UserError(PressrunError):
     """A request that cannot be served as it was sent, in the fields of OpenAI's error object.
 
-    `status` is the HTTP status; `param` names the offending field; `code` is OpenAI's short name for the case.
+    `status` is the HTTP status; `param` names the offending field; `code` is OpenAI's short name for the case; `kind`
+    is its `type`, where the status does not tell it.
     """
 
     status = 400
+    kind: str | None = None
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, status: int | None = None
@@ -41,7 +47,7 @@ class UserError(PressrunError):
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The JSON body that an OpenAI client expects beside `status`."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = self.kind or ("invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -55,6 +61,34 @@ class Conflict(UserError):
     """The object is in a state that does not allow this."""
 
     status = 409
+
+
+class InProgress(Conflict):
+    """Another request with the same idempotency key is being served; trying again finds its answer."""
+
+
+class Unauthorized(UserError):
+    """No API key, or one that is unknown, revoked or expired."""
+
+    status = 401
+
+
+class RateLimited(UserError):
+    """More requests than the tenant may send; from `retry_after_s` on they are served again."""
+
+    status = 429
+    kind = "requests"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, code="rate_limit_exceeded")
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(UserError):
+    """The tenant holds as many batches, tokens or bytes as it may."""
+
+    status = 429
+    kind = "insufficient_quota"
 
 
 class StoreUnavailable(PressrunError):

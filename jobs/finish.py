@@ -78,19 +78,25 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
 
     models = {card.id for card in backend.store.models()}
     result = validate(batch, read, models=models, settings=backend.settings)
-    if not result.errors:
+    errors = result.errors
+    if not errors and batch.closing is None:
+        refusal = backend.quotas.take_tokens(batch, result.model, result.num_tokens)
+        errors = () if refusal is None else (refusal,)
+    if not errors:
         # Nothing will run in one that is being wound up, whatever its order.
         arrangement = result.arrangement if batch.closing is None else None
         arranged = arrangement is not None and _arrange(backend, batch, read, arrangement, lock)
         shards = arrangement.shards if arranged and arrangement is not None else result.shards
         begun = backend.shards.begin(batch_id, shards, model=result.model, total=result.total, arranged=arranged)
-        if arranged and not begun and backend.store.batch(batch_id).status in ENDED:
+        if not begun and backend.store.batch(batch_id).status in ENDED:
             # Another process was faster, and has cleaned up already.
-            backend.blobs.delete(batch.arranged_blob)
+            backend.quotas.give_back(batch.tenant, batch_id)
+            if arranged:
+                backend.blobs.delete(batch.arranged_blob)
     else:
         # One that is being wound up ends as what it was wound up for: nothing in it could have run.
         to = "failed" if batch.closing is None else FINAL[batch.closing]
-        backend.store.fail(batch_id, result.errors, result.total, to=to)
+        backend.store.fail(batch_id, errors, result.total, to=to)
 
 
 def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement, lock: Lock) -> bool:
@@ -278,4 +284,6 @@ def _clean(backend: Backend, batch: Batch) -> None:
         backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)
         for part in ("output", "error"):
             backend.job_blobs.keep(batch.segment_blob(0, part), backend.settings.job_ttl_s)
+    # Before it is forgotten: whoever dies here leaves it to the next to clean.
+    backend.quotas.give_back(batch.tenant, batch.id)
     backend.store.forget_active(batch.id)

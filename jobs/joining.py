@@ -13,19 +13,22 @@ from collections.abc import Iterator, Sequence
 
 from .backend import Backend
 from .errors import BlobMissing, Conflict, UserError
-from .records import File
-from .store import FILE_EXPIRY, FILES, SEQUENCE, _text, file_fields, file_key
+from .records import DEFAULT_TENANT, File
+from .store import FILE_EXPIRY, SEQUENCE, _text, file_fields, file_key, file_list, no_room, stored_key
 from .submit import checked_start, file_ttl_s
+from .tenants import TENANTS, limit_field
 from .uploads import LIFE_S, UPLOADS, Upload, drop_parts, find_upload, part_blob, part_sizes, upload_key
 
 _MD5 = re.compile(r"[0-9a-fA-F]{32}")
 
 
-def complete_upload(backend: Backend, upload_id: str, part_ids: Sequence[str], md5: str | None = None) -> Upload:
+def complete_upload(
+    backend: Backend, upload_id: str, part_ids: Sequence[str], md5: str | None = None, tenant: str = DEFAULT_TENANT
+) -> Upload:
     """Join the parts in the order given into a file. A second time, with the same parts, changes nothing."""
     if md5 is not None and not _MD5.fullmatch(md5):
         raise UserError("Invalid value for 'md5': expected 32 hexadecimal digits.", param="md5", code="invalid_value")
-    upload = find_upload(backend, upload_id)
+    upload = find_upload(backend, upload_id, tenant)
     file_id = _file_id(upload_id, part_ids)
     if upload.status != "pending":
         return _as_completed(upload, file_id, md5)
@@ -34,11 +37,11 @@ def complete_upload(backend: Backend, upload_id: str, part_ids: Sequence[str], m
     now = int(time.time())
     reply = _text(backend.store.scripts["join"](keys=keys, args=[now, file_id, upload_id, now + LIFE_S]))
     if reply != "pending":
-        return _as_completed(find_upload(backend, upload_id), file_id, md5)
+        return _as_completed(find_upload(backend, upload_id, tenant), file_id, md5)
     try:
         file, digest = _join(backend, upload, part_ids, file_id, md5)
     except BlobMissing:
-        ended = find_upload(backend, upload_id)
+        ended = find_upload(backend, upload_id, tenant)
         if ended.status == "pending":
             raise
         # The parts went because the same call, made twice, was faster, or somebody gave the upload up.
@@ -105,10 +108,16 @@ def _join(backend: Backend, upload: Upload, part_ids: Sequence[str], file_id: st
 
 def _publish(backend: Backend, upload: Upload, file: File, digest: str) -> Upload:
     """Complete the upload with this file unless it has ended already; the upload as it is then."""
-    keys = [upload_key(upload.id), file_key(file.id), FILES, FILE_EXPIRY, SEQUENCE]
+    keys = [upload_key(upload.id), file_key(file.id), file_list(file.tenant), FILE_EXPIRY, SEQUENCE]
+    keys += [stored_key(file.tenant), TENANTS]
+    limit = limit_field("max_stored_bytes", file.tenant)
     pairs = [part for pair in file_fields(file).items() for part in pair]
-    backend.store.scripts["complete"](keys=keys, args=[file.id, digest, file.expires_at or "", *pairs])
-    return find_upload(backend, upload.id)
+    args = [file.id, digest, file.expires_at or "", file.bytes, limit, *pairs]
+    refusal = backend.store.scripts["complete"](keys=keys, args=args)
+    if refusal is not None:
+        backend.blobs.delete(file.blob)
+        raise no_room(file, *map(int, refusal))
+    return find_upload(backend, upload.id, upload.tenant)
 
 
 def _wrong_md5(wanted: str, found: str) -> UserError:

@@ -214,6 +214,39 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """What a tenant gets of what is shared, and what it may hold at most; None: no limit.
+
+    `weight` is its part of the engines beside others'. Tokens are estimates (`estimate.py`) of what its batches and
+    jobs that have not ended may need; stored bytes are those of its files, results among them.
+    """
+
+    name: str
+    weight: float = 1.0
+    max_enqueued_tokens: int | None = None
+    max_active_batches: int | None = None
+    max_stored_bytes: int | None = None
+    requests_per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """What is known of an API key; the key itself is not. `hint` is how it begins, enough to tell it from others."""
+
+    id: str
+    tenant: str
+    hint: str
+    created_at: int
+    name: str = ""
+    expires_at: int | None = None
+    revoked_at: int | None = None
+
+    def is_good(self, now: float) -> bool:
+        """Whether it opens the door."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """A model that a live worker serves. `worker` is the name of the worker that said so."""
 

@@ -38,6 +38,11 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port that the API listens on.")
+    auth: Literal["auto", "required", "off"] = Field(
+        "auto",
+        description="Who needs an API key: required, everybody; off, nobody; auto, everybody unless the address is "
+        "loopback and no key was ever made.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
 
     max_file_bytes: int = Field(512 * 2**20, ge=1, description="Largest upload, in bytes.")

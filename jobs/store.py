@@ -6,9 +6,11 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | key | what |
 |---|---|
 | `pressrun:file:{id}` | a file's fields |
-| `pressrun:files`, `pressrun:batches` | ids in order of creation |
+| `pressrun:files`, `pressrun:batches` | the default tenant's ids in order of creation |
+| `pressrun:files:{tenant}`, `pressrun:batches:{tenant}` | those of any other |
+| `pressrun:stored:{tenant}` | bytes of each of its files, and their `total` |
 | `pressrun:file-expiry` | file ids by the time they expire |
-| `pressrun:uploads` | ids of files whose bytes are on their way, by the time they began |
+| `pressrun:unfinished-files` | ids of files whose bytes are on their way, by the time they began |
 | `pressrun:active:batch`, `:job` | batches and jobs that have not ended, by deadline |
 | `pressrun:{id}` | a batch: its fields, status and counters |
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
@@ -28,13 +30,28 @@ from redis import Redis
 from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
-from .errors import Conflict, NotFound, StoreUnavailable
+from .errors import Conflict, NotFound, QuotaExceeded, StoreUnavailable
 from .ids import new_id
-from .records import ENDED, MOVES, Batch, BatchError, BatchKind, BatchStatus, Counts, File, ModelCard, Page, Usage
+from .records import (
+    DEFAULT_TENANT,
+    ENDED,
+    MOVES,
+    Batch,
+    BatchError,
+    BatchKind,
+    BatchStatus,
+    Counts,
+    File,
+    ModelCard,
+    Page,
+    Tenant,
+    Usage,
+)
+from .tenants import TENANTS, Tenants, limit_field
 
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
-FILE_EXPIRY, UPLOADS, SEQUENCE = "pressrun:file-expiry", "pressrun:uploads", "pressrun:sequence"
+FILE_EXPIRY, UNFINISHED, SEQUENCE = "pressrun:file-expiry", "pressrun:unfinished-files", "pressrun:sequence"
 MODEL_TTL_S = 30
 DURABLE_WAIT_MS = 3000  # Less than the connection's own time-out of 5 s.
 
@@ -77,27 +94,37 @@ class Store:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.scripts = Scripts(redis)
+        self.tenants = Tenants(redis, self.scripts)
+
+    def tenant(self, name: str) -> Tenant:
+        """What a tenant gets, and what it may hold at most."""
+        return self.tenants.get(name)
 
     # Files
 
     def begin_upload(self, file_id: str) -> None:
         """Note that a file's bytes are on their way, so that they are found if its description never follows."""
-        self.redis.zadd(UPLOADS, {file_id: self._now()})
+        self.redis.zadd(UNFINISHED, {file_id: self._now()})
 
     def broken_uploads(self, older_than_s: float, limit: int = 1000) -> list[str]:
         """Ids of files that were begun so long ago and never came to a description."""
         until = self._now() - older_than_s
-        return [_text(raw) for raw in self.redis.zrangebyscore(UPLOADS, "-inf", until, start=0, num=limit)]
+        return [_text(raw) for raw in self.redis.zrangebyscore(UNFINISHED, "-inf", until, start=0, num=limit)]
 
-    def add_file(self, file: File) -> None:
-        """Write a file's description; writing the same one again changes nothing."""
-        pipe = self.redis.pipeline()
-        pipe.hset(file_key(file.id), mapping=file_fields(file))
-        if file.expires_at is not None:
-            pipe.zadd(FILE_EXPIRY, {file.id: file.expires_at})
-        pipe.zrem(UPLOADS, file.id)
-        pipe.execute()
-        self.redis.zadd(FILES, {file.id: self.redis.incr(SEQUENCE)}, nx=True)
+    def add_file(self, file: File, *, limited: bool = False) -> None:
+        """Write a file's description; writing the same one again changes nothing.
+
+        `limited` raises QuotaExceeded where its tenant has no room for it: results are written whatever there is.
+        """
+        keys = [file_key(file.id), file_list(file.tenant), SEQUENCE, FILE_EXPIRY, stored_key(file.tenant), TENANTS]
+        expires_at = "" if file.expires_at is None else file.expires_at
+        limit = limit_field("max_stored_bytes", file.tenant) if limited else ""
+        fields = [part for pair in file_fields(file).items() for part in pair]
+        refusal = self.scripts["add_file"](
+            keys=[*keys, UNFINISHED], args=[file.id, file.bytes, expires_at, limit, *fields]
+        )
+        if refusal is not None:
+            raise no_room(file, *map(int, refusal))
 
     def file(self, file_id: str) -> File:
         """The file, or NotFound; an expired file is not found."""
@@ -110,16 +137,17 @@ class Store:
     def files(
         self,
         *,
+        tenant: str = DEFAULT_TENANT,
         purpose: str | None = None,
         limit: int = 10_000,
         newest_first: bool = True,
         after: str | None = None,
     ) -> Page[File]:
-        """Files of `purpose` (None: all) beyond the file `after`, at most `limit`."""
+        """A tenant's files of `purpose` (None: all) beyond the file `after`, at most `limit`."""
         items: list[File] = []
         num_read = max(limit, 99) + 1  # A purpose that few files have is not looked for one by one.
         while True:
-            page = self._page(FILES, num_read, newest_first, after)
+            page = self._page(file_list(tenant), num_read, newest_first, after)
             items += [file for file in self._live_files(page) if purpose in (None, file.purpose)]
             if len(items) > limit:
                 return Page(items=items[:limit], has_more=True)
@@ -142,12 +170,14 @@ class Store:
 
     def forget_file(self, file_id: str) -> None:
         """Drop what is known of a file. Harmless where nothing is."""
-        pipe = self.redis.pipeline(transaction=False)
-        pipe.delete(file_key(file_id))
-        pipe.zrem(FILES, file_id)
-        pipe.zrem(FILE_EXPIRY, file_id)
-        pipe.zrem(UPLOADS, file_id)
-        pipe.execute()
+        raw: Any = self.redis.hget(file_key(file_id), "tenant")
+        tenant = DEFAULT_TENANT if raw is None else _text(raw)
+        keys = [file_key(file_id), file_list(tenant), FILE_EXPIRY, stored_key(tenant), UNFINISHED]
+        self.scripts["forget_file"](keys=keys, args=[file_id])
+
+    def stored_bytes(self, tenant: str) -> int:
+        """The bytes of all files of a tenant that were stored since they are counted."""
+        return int(self.redis.hget(stored_key(tenant), "total") or 0)
 
     def inputs_in_use(self) -> set[str]:
         """Ids of the files that batches which have not ended are made of."""
@@ -162,19 +192,24 @@ class Store:
 
     # Batches
 
-    def create_batch(self, batch: Batch) -> None:
-        """Write a new batch; on return it survives the death of this process and of Redis' (where AOF is on)."""
+    def create_batch(self, batch: Batch) -> bool:
+        """Write a new batch; on return it survives the death of this process and of Redis' (where AOF is on).
+
+        One that is there stays as it is, however far it has come, and the answer is False.
+        """
         listed = batch.kind == "batch"
         place: Any = self.redis.incr(SEQUENCE) if listed else None
         pipe = self.redis.pipeline(transaction=False)
-        pipe.hset(batch_key(batch.id), mapping=_batch_fields(batch))
+        fields = [part for pair in _batch_fields(batch).items() for part in pair]
+        self.scripts["create"](keys=[batch_key(batch.id)], args=fields, client=pipe)
         if listed:
-            pipe.zadd(BATCHES, {batch.id: place}, nx=True)
+            pipe.zadd(_list(BATCHES, batch.tenant), {batch.id: place}, nx=True)
         # Last: what is found here runs.
         pipe.zadd(ACTIVE[batch.kind], {batch.id: batch.expires_at})
-        pipe.execute()
+        is_new: bool = pipe.execute()[0] == 1
         if listed:
             self.make_durable()
+        return is_new
 
     def batch(self, batch_id: str) -> Batch:
         """The batch or job, or NotFound."""
@@ -183,9 +218,9 @@ class Store:
             raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
         return _batch(fields)
 
-    def batches(self, *, limit: int = 20, after: str | None = None) -> Page[Batch]:
-        """Batches, newest first, beyond the batch `after`; native jobs are not listed."""
-        ids = self._page(BATCHES, limit + 1, True, after)
+    def batches(self, *, tenant: str = DEFAULT_TENANT, limit: int = 20, after: str | None = None) -> Page[Batch]:
+        """A tenant's batches, newest first, beyond the batch `after`; native jobs are not listed."""
+        ids = self._page(_list(BATCHES, tenant), limit + 1, True, after)
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in ids[:limit]:
             pipe.hgetall(batch_key(batch_id))
@@ -235,8 +270,7 @@ class Store:
 
     def request_stats(self) -> dict[str, int]:
         """Numbers for /health: what is known and not yet ended."""
-        active = sum(self.redis.zcard(key) for key in ACTIVE.values())
-        return {"active": active, "batches": self.redis.zcard(BATCHES)}
+        return {"active": sum(self.redis.zcard(key) for key in ACTIVE.values())}
 
     # Models
 
@@ -291,6 +325,26 @@ class Store:
         else:
             if num_synced < 1:
                 raise StoreUnavailable(f"Redis did not bring a write to disk within {DURABLE_WAIT_MS} ms")
+
+
+def _list(of: str, tenant: str) -> str:
+    """Where a tenant's ids are listed. The default tenant's is the list of the time before there were others."""
+    return of if tenant == DEFAULT_TENANT else f"{of}:{tenant}"
+
+
+def file_list(tenant: str) -> str:
+    return _list(FILES, tenant)
+
+
+def no_room(file: File, most: int, stored: int) -> QuotaExceeded:
+    """What a tenant hears that stores too much."""
+    message = f"The file's {file.bytes} bytes do not fit beside the {stored} stored: at most {most} may be."
+    return QuotaExceeded(f"{message} Delete files that are not needed.", param="file", code="storage_limit_exceeded")
+
+
+def stored_key(tenant: str) -> str:
+    """The bytes of each of a tenant's files, and their total."""
+    return f"pressrun:stored:{tenant}"
 
 
 def _text(raw: Any) -> str:

@@ -1,6 +1,8 @@
 """What clients may do: the rules of making and ending files, batches and jobs, in OpenAI's terms.
 
-Raises UserError, NotFound and Conflict that say what to change. Knows nothing of HTTP.
+Raises UserError and its kind that say what to change. Objects belong to a tenant, and another tenant's are not found,
+in the words in which unknown ones are not. Whoever gives an object's id may create it again: it is there once. Knows
+nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from typing import Any
 from . import ids
 from .backend import Backend
 from .errors import BlobMissing, NotFound, UserError
+from .estimate import estimate_tokens
 from .invalid import invalid_type, whole_text
 from .queue import enqueue_shards
-from .records import ENDED, ENDPOINTS, Batch, Counts, File, Shard
+from .records import DEFAULT_TENANT, ENDED, ENDPOINTS, Batch, Counts, File, Shard
 from .requests import parse_body
 from .settings import Settings
 from .validation import parse_object
@@ -37,6 +40,8 @@ def create_file(
     purpose: str,
     chunks: Iterable[bytes],
     expires_after_s: int | None = None,
+    tenant: str = DEFAULT_TENANT,
+    file_id: str | None = None,
 ) -> File:
     """Store an upload, durable when this returns.
 
@@ -49,26 +54,27 @@ def create_file(
     chunks = at_most(chunks, limit, f"The file is larger than {limit} bytes (PRESSRUN_MAX_FILE_BYTES).", "file")
     if purpose == "batch":
         chunks = checked_start(chunks, settings.max_line_bytes)
-    now, file_id = int(time.time()), ids.file_id()
+    now, file_id = int(time.time()), file_id or ids.file_id()
+    ttl = file_ttl_s(settings, purpose, expires_after_s)
     backend.store.begin_upload(file_id)
     try:
         size = backend.blobs.put(f"files/{file_id}", chunks)
         if not size:
             raise UserError("The file is empty.", param="file", code="empty_file")
+        file = File(
+            id=file_id,
+            bytes=size,
+            created_at=now,
+            filename=filename,
+            purpose=purpose,
+            expires_at=ttl and now + ttl,
+            tenant=tenant,
+        )
+        backend.store.add_file(file, limited=True)
     except UserError:
         backend.blobs.delete(f"files/{file_id}")
         backend.store.forget_file(file_id)
         raise
-    ttl = file_ttl_s(settings, purpose, expires_after_s)
-    file = File(
-        id=file_id,
-        bytes=size,
-        created_at=now,
-        filename=filename,
-        purpose=purpose,
-        expires_at=ttl and now + ttl,
-    )
-    backend.store.add_file(file)
     backend.store.make_durable()
     return file
 
@@ -86,8 +92,17 @@ def file_ttl_s(settings: Settings, purpose: str, expires_after_s: int | None) ->
     return expires_after_s or (settings.file_ttl_s if purpose == "batch" else None)
 
 
-def delete_file(backend: Backend, file_id: str) -> None:
+def find_file(backend: Backend, file_id: str, tenant: str) -> File:
+    """The tenant's file with this id."""
+    file = backend.store.file(file_id)
+    if file.tenant != tenant:
+        raise NotFound(f"No such File object: {file_id}", param="id")
+    return file
+
+
+def delete_file(backend: Backend, file_id: str, tenant: str = DEFAULT_TENANT) -> None:
     """Make a file unknown to clients, now. Its bytes stay as long as a batch needs them that is made of it."""
+    find_file(backend, file_id, tenant)
     backend.store.retire_file(file_id)
     backend.store.make_durable()  # A crash of Redis must not bring back a file that has no bytes.
     sweep_files(backend, [file_id])
@@ -119,6 +134,8 @@ def create_batch(
     completion_window: str,
     metadata: object = None,
     output_ttl_s: int | None = None,
+    tenant: str = DEFAULT_TENANT,
+    batch_id: str | None = None,
 ) -> Batch:
     """A new batch, durable when this returns. What is wrong with its lines shows in its status, not here."""
     if endpoint not in ENDPOINTS:
@@ -126,10 +143,10 @@ def create_batch(
     window_s = parse_window(completion_window)
     tags = check_metadata(metadata)
     check_expiry(output_ttl_s, "output_expires_after.seconds")
-    file = _batch_input(backend, input_file_id)
+    file = _batch_input(backend, input_file_id, tenant)
     now = int(time.time())
     batch = Batch(
-        id=ids.batch_id(),
+        id=batch_id or ids.batch_id(),
         kind="batch",
         endpoint=endpoint,
         input_file_id=file.id,
@@ -140,22 +157,27 @@ def create_batch(
         reserved_output_id=ids.file_id(),
         reserved_error_id=ids.file_id(),
         output_ttl_s=output_ttl_s,
+        tenant=tenant,
     )
-    backend.store.create_batch(batch)
-    return batch
+    backend.quotas.open_batch(tenant, batch.id)
+    is_new = backend.store.create_batch(batch)
+    return batch if is_new else backend.store.batch(batch.id)
 
 
-def create_job(backend: Backend, *, url: str, body: object) -> Batch:
+def create_job(
+    backend: Backend, *, url: str, body: object, tenant: str = DEFAULT_TENANT, job_id: str | None = None
+) -> Batch:
     """Queue one request ahead of all batches. Its body is checked now, so that the caller hears at once."""
     if url not in ENDPOINTS:
         raise _bad_value("url", url, ENDPOINTS)
     request = parse_body(url, body)
+    assert isinstance(body, dict)
     if request.stream:
         raise UserError("A job is polled, not streamed; remove 'stream'.", param="stream", code="streaming_unsupported")
     if request.model not in {card.id for card in backend.store.models()}:
         message = f"The model '{request.model}' does not exist or no worker serves it now."
         raise UserError(message, param="model", code="model_not_found", status=404)
-    job_id, now = ids.job_id(), int(time.time())
+    job_id, now = job_id or ids.job_id(), int(time.time())
     line = json.dumps({"custom_id": job_id, "method": "POST", "url": url, "body": body}).encode()
     limit = backend.settings.max_line_bytes
     if len(line) > limit:
@@ -170,9 +192,12 @@ def create_job(backend: Backend, *, url: str, body: object) -> Batch:
         created_at=now,
         expires_at=now + parse_window(JOB_WINDOW),
         counts=Counts(total=1),
+        tenant=tenant,
     )
+    backend.quotas.open_job(tenant, job_id, request.model, estimate_tokens(body))
     backend.job_blobs.put(job.input_blob, [line])
-    backend.store.create_batch(job)
+    if not backend.store.create_batch(job):
+        return backend.store.batch(job_id)  # What its creator left undone, housekeeping does.
     backend.job_blobs.keep(job.input_blob)  # Until it ends, however long its workers are away.
     shard = Shard(index=0, first_line=0, num_lines=1, offset=0, size=len(line))
     backend.shards.begin(job_id, [shard], model=request.model, total=1)
@@ -180,21 +205,21 @@ def create_job(backend: Backend, *, url: str, body: object) -> Batch:
     return backend.store.batch(job_id)
 
 
-def find_batch(backend: Backend, batch_id: str) -> Batch:
-    """The batch with this id; a native job's id is not one."""
+def find_batch(backend: Backend, batch_id: str, tenant: str) -> Batch:
+    """The tenant's batch with this id; a native job's id is not one."""
     batch = backend.store.batch(batch_id)
-    if batch.kind != "batch":
+    if batch.kind != "batch" or batch.tenant != tenant:
         raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
     return batch
 
 
-def find_job(backend: Backend, job_id: str) -> Batch:
-    """The job with this id; a batch's id is not one."""
+def find_job(backend: Backend, job_id: str, tenant: str) -> Batch:
+    """The tenant's job with this id; a batch's id is not one."""
     try:
         job = backend.store.batch(job_id)
     except NotFound:
         job = None
-    if job is None or job.kind != "job":
+    if job is None or job.kind != "job" or job.tenant != tenant:
         raise NotFound(f"No job found with id '{job_id}'.", param="id")
     return job
 
@@ -217,10 +242,9 @@ def parse_window(text: object) -> int:
     """Seconds of a Go-style duration such as "24h" or "1h30m", from 1m to 30d."""
     if not isinstance(text, str):
         raise invalid_type("completion_window", "a string", text)
-    if _WINDOW.fullmatch(text):
-        seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smhd])", text))
-        if MIN_WINDOW_S <= seconds <= MAX_WINDOW_S:
-            return int(seconds)
+    seconds = duration_s(text)
+    if seconds is not None and MIN_WINDOW_S <= seconds <= MAX_WINDOW_S:
+        return int(seconds)
     message = f"Invalid value: '{text}'. Expected a duration from 1m to 30d, such as '24h' or '1h30m'."
     raise UserError(message, param="completion_window", code="invalid_value")
 
@@ -230,6 +254,13 @@ def check_expiry(seconds: int | None, param: str) -> None:
     if seconds is not None and not MIN_EXPIRY_S <= seconds <= MAX_EXPIRY_S:
         message = f"Invalid value for '{param}': expected {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
         raise UserError(message, param=param, code="invalid_value")
+
+
+def duration_s(text: str) -> float | None:
+    """Seconds of a Go-style duration; None for what is none."""
+    if not _WINDOW.fullmatch(text):
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smhd])", text))
 
 
 def check_metadata(metadata: object) -> dict[str, str] | None:
@@ -259,8 +290,8 @@ def check_metadata(metadata: object) -> dict[str, str] | None:
     return dict(metadata)
 
 
-def _batch_input(backend: Backend, file_id: str) -> File:
-    file = backend.store.file(file_id)
+def _batch_input(backend: Backend, file_id: str, tenant: str) -> File:
+    file = find_file(backend, file_id, tenant)
     if file.purpose != "batch":
         message = f"File '{file_id}' has purpose '{file.purpose}'; a batch needs one uploaded with purpose 'batch'."
         raise UserError(message, param="input_file_id", code="invalid_value")

@@ -72,6 +72,8 @@ def create_upload(
     size: int,
     mime_type: str,
     expires_after_s: int | None = None,
+    tenant: str = DEFAULT_TENANT,
+    upload_id: str | None = None,
 ) -> Upload:
     """Begin an upload; its parts are awaited for an hour."""
     check_purpose(purpose, filename, name="filename")
@@ -79,7 +81,7 @@ def create_upload(
     _check_size(backend, purpose, size)
     now = int(time.time())
     upload = Upload(
-        id=ids.new_id("upload_"),
+        id=upload_id or new_upload_id(),
         bytes=size,
         filename=filename,
         purpose=purpose,
@@ -87,19 +89,24 @@ def create_upload(
         created_at=now,
         expires_at=now + LIFE_S,
         expires_after_s=expires_after_s,
+        tenant=tenant,
     )
-    fields: dict[Any, Any] = {name: value for name, value in asdict(upload).items() if value is not None}
-    pipe = backend.redis.pipeline(transaction=True)
-    pipe.hset(upload_key(upload.id), mapping=fields | {"held": 0})
-    pipe.zadd(UPLOADS, {upload.id: upload.expires_at})
-    pipe.execute()
+    fields: dict[str, Any] = {name: value for name, value in asdict(upload).items() if value is not None}
+    pairs = [part for pair in (fields | {"held": 0}).items() for part in pair]
+    # First, so that one is swept whatever becomes of this process. One that is there stays as it is.
+    backend.redis.zadd(UPLOADS, {upload.id: upload.expires_at}, nx=True)
+    backend.store.scripts["create"](keys=[upload_key(upload.id)], args=pairs)
     return upload
 
 
-def find_upload(backend: Backend, upload_id: str) -> Upload:
-    """The upload with this id, or NotFound."""
+def new_upload_id() -> str:
+    return ids.new_id("upload_")
+
+
+def find_upload(backend: Backend, upload_id: str, tenant: str = DEFAULT_TENANT) -> Upload:
+    """The tenant's upload with this id, or NotFound."""
     raw: dict[Any, Any] = backend.redis.hgetall(upload_key(upload_id))
-    if not raw:
+    if not raw or _text(raw.get(b"tenant", DEFAULT_TENANT)) != tenant:
         raise NotFound(f"No such Upload object: {upload_id}", param="id")
     fields: dict[str, Any] = {_text(name): _text(value) for name, value in raw.items()}
     del fields["held"]
@@ -111,9 +118,9 @@ def find_upload(backend: Backend, upload_id: str) -> Upload:
     return replace(upload, status="expired") if is_late else upload
 
 
-def add_part(backend: Backend, upload_id: str, chunks: Iterable[bytes]) -> Part:
+def add_part(backend: Backend, upload_id: str, chunks: Iterable[bytes], tenant: str = DEFAULT_TENANT) -> Part:
     """Store some of an upload's bytes; many parts may come at once."""
-    upload = find_upload(backend, upload_id)
+    upload = find_upload(backend, upload_id, tenant)
     _need_pending(upload.status)
     part = Part(id=ids.new_id("part_"), upload_id=upload_id, created_at=int(time.time()))
     most = min(MAX_PART_BYTES, upload.bytes)
@@ -132,14 +139,15 @@ def add_part(backend: Backend, upload_id: str, chunks: Iterable[bytes]) -> Part:
     return part
 
 
-def cancel_upload(backend: Backend, upload_id: str) -> Upload:
+def cancel_upload(backend: Backend, upload_id: str, tenant: str = DEFAULT_TENANT) -> Upload:
     """Give an upload up, with its parts. Repeating it is harmless."""
+    find_upload(backend, upload_id, tenant)
     status = _end(backend, upload_id, "cancelled")
     if status == "cancelled":
         drop_parts(backend, upload_id)
     elif status != "missing":
         raise Conflict(f"Cannot cancel an upload with status '{status}'.")
-    return find_upload(backend, upload_id)
+    return find_upload(backend, upload_id, tenant)
 
 
 def sweep_uploads(backend: Backend, now: float) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from .arranging import Beginnings
 from .errors import BlobMissing, UserError
+from .estimate import estimate_tokens
 from .lines import split_lines
 from .records import CHAT, Batch, BatchError, Shard
 from .settings import Settings
@@ -35,12 +36,13 @@ Reader = Callable[[], Iterable[bytes]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validated:
-    """What came of reading a batch's input. With errors there is nothing to run."""
+    """What came of reading a batch's input; `num_tokens` is an estimate. With errors there is nothing to run."""
 
     errors: tuple[BatchError, ...]
     shards: tuple[Shard, ...]
     total: int
     model: str
+    num_tokens: int = 0
     arrangement: Arrangement | None = None
 
 
@@ -62,6 +64,7 @@ class _Findings:
     hashes: array[int] = field(default_factory=lambda: array("Q"))
     beginnings: Beginnings = field(default_factory=Beginnings)
     model: str | None = None
+    num_tokens: int = 0
 
     def add(self, line: int | None, code: str, message: str, param: str | None = None) -> None:
         # What it quotes may be of any size, and half of a surrogate pair that no encoding can carry.
@@ -96,6 +99,7 @@ def validate(
         shards=() if found.errors else tuple(found.shards),
         total=total,
         model=found.model or "",
+        num_tokens=found.num_tokens,
         arrangement=None if found.errors else _arrangement(found.beginnings, settings),
     )
 
@@ -139,6 +143,7 @@ def _scan(
             start = offset
         body = _check_line(batch, raw, number, models, settings, found)
         found.beginnings.add(offset, len(raw), body)
+        found.num_tokens += estimate_tokens(body)
         total += 1
         end = offset + len(raw)
     if total > first:

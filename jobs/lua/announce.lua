@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Puts an event in line for one endpoint. KEYS: delivery, deliveries by due time, the endpoint's log, sequence.
 -- ARGV: delivery id, now, seconds to keep it, most in the log, field, value... A second time changes nothing.
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Makes a file expired. KEYS: file, files by expiry. ARGV: file id, now.
 -- Returns 1, or 0 if there is no such file or it had expired before.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end

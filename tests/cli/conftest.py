@@ -33,7 +33,7 @@ def pressrun(*words: str | Path, **settings: Any) -> subprocess.CompletedProcess
     )
 
 
-def free_port() -> int:
+def a_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -56,7 +56,7 @@ class Up:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = a_free_port()
         self.settings = {"data_dir": folder, "port": self.port, "engine": "echo", "model": "echo"} | settings
         self.log = folder / "up.log"
         with self.log.open("ab") as out:
@@ -110,6 +110,12 @@ def environment() -> Callable[..., dict[str, str]]:
 def pressrun_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs a command to its end."""
     return pressrun
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listened on just now."""
+    return a_free_port()
 
 
 @pytest.fixture

@@ -78,6 +78,7 @@ def test_a_child_that_dies_is_started_again(start_up: StartUp, role: str) -> Non
     victim.kill()
     up.wait_for(lambda: f"the {role} was killed by SIGKILL" in up.said())
     up.wait_for(lambda: up.child(role) not in (None, victim))
+    up.wait_for(lambda: up.health().get("redis") == "ok")
     assert answers(up, 3) == ["line-0", "line-1", "line-2"]
 
 

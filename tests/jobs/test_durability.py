@@ -70,10 +70,10 @@ def test_an_upload_that_broke_off_is_swept_and_others_are_not(
     monkeypatch.setattr(submit, "LONGEST_UPLOAD_S", 0)
     submit.sweep_broken_uploads(backend)
     assert list(backend.blobs.list("files")) == [kept.blob]
-    assert redis.zcard("pressrun:uploads") == 0
+    assert redis.zcard("pressrun:unfinished-files") == 0
 
 
 def test_a_refused_upload_leaves_nothing_to_sweep(backend: Backend, redis: Redis) -> None:
     with pytest.raises(submit.UserError):
         submit.create_file(backend, filename="a.jsonl", purpose="batch", chunks=[])
-    assert redis.zcard("pressrun:uploads") == 0
+    assert redis.zcard("pressrun:unfinished-files") == 0

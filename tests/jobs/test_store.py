@@ -173,7 +173,7 @@ def test_active_batches_are_given_by_deadline_and_jobs_apart(store: Store) -> No
     assert store.active("batch") == ["batch_2", "batch_1"]
     assert store.active("job") == ["job_3"]
     assert store.inputs_in_use() == {"file-x"}
-    assert store.request_stats() == {"active": 3, "batches": 2}
+    assert store.request_stats() == {"active": 3}
     store.forget_active("job_3")
     assert store.active("job") == []
 

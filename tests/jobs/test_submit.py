@@ -11,7 +11,7 @@ import pytest
 from pressrun.jobs.backend import Backend
 from pressrun.jobs.errors import BlobMissing, Conflict, NotFound, UserError
 from pressrun.jobs.finish import end_batch, seal_shard, validate_batch, wind_up
-from pressrun.jobs.records import File
+from pressrun.jobs.records import DEFAULT_TENANT, File
 from pressrun.jobs.store import batch_key
 from pressrun.jobs.submit import (
     check_metadata,
@@ -166,7 +166,7 @@ def test_a_new_batch_is_validating_and_has_its_deadline(backend: Backend) -> Non
     assert (batch.status, batch.counts.total, batch.metadata) == ("validating", 0, {"a": "b"})
     assert batch.expires_at == batch.created_at + 5400
     assert backend.store.batch(batch.id) == batch
-    assert find_batch(backend, batch.id) == batch
+    assert find_batch(backend, batch.id, DEFAULT_TENANT) == batch
 
 
 def test_a_batch_is_refused_with_the_field_that_is_wrong(make_backend: MakeBackend) -> None:
@@ -261,9 +261,9 @@ def test_a_job_is_queued_at_once_ahead_of_batches(backend: Backend) -> None:
     assert (job.kind, job.status, job.counts.total, job.num_shards) == ("job", "in_progress", 1, 1)
     assert queued_shards(backend, "job") == [(job.id, 0)]
     assert backend.store.batches().items == []
-    assert find_job(backend, job.id) == job
+    assert find_job(backend, job.id, DEFAULT_TENANT) == job
     with pytest.raises(NotFound):
-        find_batch(backend, job.id)
+        find_batch(backend, job.id, DEFAULT_TENANT)
 
 
 def test_a_job_is_answered_and_its_answer_goes_after_its_time(backend: Backend) -> None:
@@ -273,7 +273,7 @@ def test_a_job_is_answered_and_its_answer_goes_after_its_time(backend: Backend) 
     assert claim is not None
     assert commit(backend, claim, map(answer, missing(backend, claim))) == "complete"
     seal_shard(backend, claim)
-    done = find_job(backend, job.id)
+    done = find_job(backend, job.id, DEFAULT_TENANT)
     result = job_result(backend, done)
     assert result is not None
     assert (done.status, result["custom_id"], result["response"]["status_code"]) == ("completed", job.id, 200)
@@ -282,7 +282,7 @@ def test_a_job_is_answered_and_its_answer_goes_after_its_time(backend: Backend) 
     lifetimes = {backend.redis.ttl(key) for key in backend.redis.keys(f"*{job.id}*") if b"rq:" not in key}
     assert all(0 < seconds <= backend.settings.job_ttl_s for seconds in lifetimes), lifetimes
     end_batch(backend, job.id)
-    assert find_job(backend, job.id) == done
+    assert find_job(backend, job.id, DEFAULT_TENANT) == done
 
 
 def test_a_job_that_waits_long_for_a_worker_keeps_its_request(backend: Backend) -> None:
@@ -294,7 +294,7 @@ def test_a_cancelled_job_says_so(backend: Backend) -> None:
     job = create_job(backend, url=CHAT, body=body())
     backend.store.cancel(job.id)
     wind_up(backend, job.id)
-    result = job_result(backend, find_job(backend, job.id))
+    result = job_result(backend, find_job(backend, job.id, DEFAULT_TENANT))
     assert result is not None
     assert result["error"]["code"] == "batch_cancelled"
 
@@ -325,7 +325,7 @@ def test_a_batch_is_no_job(backend: Backend, make_batch: MakeBatch) -> None:
     batch = make_batch([chat_line("a")])
     for job_id in (batch.id, "job_none"):
         with pytest.raises(NotFound):
-            find_job(backend, job_id)
+            find_job(backend, job_id, DEFAULT_TENANT)
 
 
 def test_what_redis_holds_of_an_ended_batch_is_one_hash(backend: Backend, make_batch: MakeBatch) -> None:
