@@ -14,7 +14,7 @@ import pytest
 
 from pressrun.jobs import uploads
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.errors import BlobMissing, Conflict, NotFound, UserError
+from pressrun.jobs.errors import BlobMissing, Conflict, NotFound, QuotaExceeded, UserError
 from pressrun.jobs.joining import complete_upload
 from pressrun.jobs.store import Store
 from pressrun.jobs.submit import delete_file
@@ -310,3 +310,30 @@ def test_an_uploaded_file_is_listed_in_the_order_of_completion(backend: Backend,
     ids = {upload.id: add(backend, upload, CUTS) for upload in (first, second)}
     done = [complete_upload(backend, upload.id, ids[upload.id]).file_id for upload in (second, first)]
     assert [file.id for file in Store(redis).files().items] == done[::-1]
+
+
+def test_a_tenants_uploads_are_its_own_and_count_as_what_it_stores(stored: Backend) -> None:
+    stored.store.tenants.set("acme", max_stored_bytes=len(WHOLE))
+    uploads_of = [begin(stored, tenant="acme") for _ in range(2)]
+    parts = [add_part(stored, upload.id, [WHOLE], "acme").id for upload in uploads_of]
+    for call in (complete_upload, lambda *args: cancel_upload(args[0], args[1])):
+        with pytest.raises(NotFound):
+            call(stored, uploads_of[0].id, parts[:1])
+    first = complete_upload(stored, uploads_of[0].id, parts[:1], tenant="acme")
+    assert stored.store.stored_bytes("acme") == len(WHOLE)
+    assert [file.id for file in stored.store.files(tenant="acme").items] == [first.file_id]
+    assert stored.store.files().items == []
+    with pytest.raises(QuotaExceeded, match="Delete files"):
+        complete_upload(stored, uploads_of[1].id, parts[1:], tenant="acme")
+    delete_file(stored, str(first.file_id), "acme")
+    assert stored.store.stored_bytes("acme") == 0
+    # Nothing was lost by the refusal.
+    second = complete_upload(stored, uploads_of[1].id, parts[1:], tenant="acme")
+    assert content(stored, second.file_id) == WHOLE
+
+
+def test_an_upload_that_is_created_again_stays_as_it_is(stored: Backend) -> None:
+    upload = begin(stored, upload_id="upload_1")
+    done = complete_upload(stored, upload.id, add(stored, upload, [WHOLE]))
+    begin(stored, upload_id="upload_1")
+    assert find_upload(stored, "upload_1") == done
