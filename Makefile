@@ -21,8 +21,9 @@ demo: $(VENV)/.user
 
 install: $(VENV)/.user
 
+# Two processes, each with a Valkey of its own: most tests wait more than they compute.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
