@@ -12,6 +12,7 @@ from redis.retry import Retry
 from .blobs import Blobs, open_blobs
 from .blobs.redis import RedisBlobs
 from .errors import SettingsError
+from .lineup import Lineup
 from .records import Batch
 from .settings import Settings
 from .shards import Shards
@@ -22,12 +23,13 @@ DAY_S = 86400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """The store, the shards and the blob stores of one deployment."""
+    """The store, the shards, the line and the blob stores of one deployment."""
 
     settings: Settings
     redis: Redis
     store: Store
     shards: Shards
+    lineup: Lineup
     blobs: Blobs
     job_blobs: RedisBlobs
 
@@ -56,6 +58,7 @@ def backend_on(settings: Settings, redis: Redis) -> Backend:
         redis=redis,
         store=store,
         shards=Shards(store),
+        lineup=Lineup(store),
         blobs=open_blobs(settings.blobs, redis),
         # The blobs of a job whose submission or end broke off go by themselves.
         job_blobs=RedisBlobs(redis, ttl_s=DAY_S + settings.job_ttl_s),

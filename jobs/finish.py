@@ -22,6 +22,7 @@ from .backend import Backend
 from .errors import BlobsUnavailable
 from .ids import owner_id
 from .lines import label, never_ran, requests_of
+from .progress import progress_of
 from .records import ENDED, Batch, Claim, File, Segment, ShardCommit
 from .store import batch_key
 from .validation import Arrangement, Reader, validate
@@ -75,13 +76,21 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
             yield chunk
 
     models = {card.id for card in backend.store.models()}
-    result = validate(batch, read, models=models, settings=backend.settings)
+    known = backend.store.answer_tokens()
+    result = validate(batch, read, models=models, settings=backend.settings, answer_tokens=known)
     if not result.errors:
         # Nothing will run in one that is being wound up, whatever its order.
         arrangement = result.arrangement if batch.closing is None else None
         arranged = arrangement is not None and _arrange(backend, batch, read, arrangement, lock)
         shards = arrangement.shards if arranged and arrangement is not None else result.shards
-        begun = backend.shards.begin(batch_id, shards, model=result.model, total=result.total, arranged=arranged)
+        begun = backend.shards.begin(
+            batch_id,
+            shards,
+            model=result.model,
+            total=result.total,
+            arranged=arranged,
+            estimated_tokens=result.estimated_tokens,
+        )
         if arranged and not begun and backend.store.batch(batch_id).status in ENDED:
             # Another process was faster, and has cleaned up already.
             backend.blobs.delete(batch.arranged_blob)
@@ -233,9 +242,17 @@ def _clean(backend: Backend, batch: Batch) -> None:
         for key in backend.blobs.list(f"segments/{batch.id}"):
             backend.blobs.delete(key)
         backend.blobs.delete(batch.arranged_blob)
+        _settle(backend, batch)
     backend.shards.drop(batch.id)
     if batch.kind == "job":
         backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)
         for part in ("output", "error"):
             backend.job_blobs.keep(batch.segment_blob(0, part), backend.settings.job_ttl_s)
     backend.store.forget_active(batch.id)
+
+
+def _settle(backend: Backend, batch: Batch) -> None:
+    """Charge the batch for what it has used, and learn from it for the estimates of others."""
+    backend.store.learn_answer_tokens(batch)
+    for progress in progress_of(backend.store, [batch.id]):
+        backend.lineup.settle(progress)

@@ -88,13 +88,33 @@ class BatchError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LineError:
+    """Why a line failed, in OpenAI's fields."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorCount:
+    """So many lines failed alike: with one code, at one parameter. `message` is the first one's."""
+
+    code: str
+    param: str | None
+    message: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """A batch, or a native job (`kind` "job": a batch of one line whose blobs lie in Redis).
 
     `times` maps a status' timestamp field (`in_progress_at`, …) to Unix seconds. `closing` says why a batch is being
     wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice
     writes the same files; they are shown only once the files exist. An `arranged` batch is run in another order than
-    the file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first.
+    the file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first. A
+    `strict` one is to fail at once if its window is too short for it; of a `paused` one nothing new is begun.
     """
 
     id: str
@@ -120,6 +140,10 @@ class Batch:
     arranged: bool = False
     tenant: str = DEFAULT_TENANT
     priority: int = 0
+    strict: bool = False
+    paused: bool = False
+    estimated_tokens: int = 0
+    common_errors: tuple[ErrorCount, ...] = ()
 
     @property
     def input_blob(self) -> str:
@@ -169,12 +193,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineResult:
-    """How one line ended: `data` is its line of the output or error file, without the newline."""
+    """How one line ended: `data` is its line of the output or error file, without the newline. One that failed has an
+    `error`, which is counted.
+    """
 
     index: int
     outcome: Outcome
     data: bytes
     usage: Usage = field(default_factory=Usage)
+    error: LineError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,12 +235,24 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """A model that a live worker serves. `worker` is the name of the worker that said so."""
+    """A model that a live worker serves. `worker` is the name of the worker that said so.
+
+    `tokens_per_s` is what it does while it is busy, prompts and answers together; 0 as long as it has measured nothing.
+    """
 
     id: str
     max_model_len: int
     created: int
     worker: str
+    tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What the live workers do together; 0 tokens a second is unknown."""
+
+    tokens_per_s: float
+    num_workers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,13 +16,16 @@ from typing import Any, Literal
 from redis.client import Pipeline
 
 from .ids import owner_id
-from .records import BatchStatus, Claim, Closing, LineResult, Outcome, Segment, Shard, ShardCommit
+from .records import BatchStatus, Claim, Closing, LineError, LineResult, Outcome, Segment, Shard, ShardCommit
 from .store import Store, _text, batch_key
 
 CommitReply = Literal["ok", "complete", "lost"]
 SealReply = Literal["ok", "last", "lost"]
 CODES: dict[Outcome, str] = {"succeeded": "s", "failed": "f", "unrun": "u"}
 DRAFT_TTL_S = 3600
+MANY = 2**31
+ERROR_KINDS = 32  # So many kinds of errors are told apart in one batch.
+MAX_PARAM, MAX_MESSAGE = 64, 300
 _PARTS = ("shards", "waiting", "queued", "leased", "owners", "attempts", "sealed")
 
 
@@ -37,7 +40,6 @@ class Tended:
 
     status: BatchStatus
     closing: Closing | None
-    expires_at: int
     back: tuple[int, ...]
     spent: tuple[int, ...]
 
@@ -52,7 +54,16 @@ class Shards:
 
     # Before they run
 
-    def begin(self, batch_id: str, shards: Sequence[Shard], *, model: str, total: int, arranged: bool = False) -> bool:
+    def begin(
+        self,
+        batch_id: str,
+        shards: Sequence[Shard],
+        *,
+        model: str,
+        total: int,
+        arranged: bool = False,
+        estimated_tokens: int = 0,
+    ) -> bool:
         """Write down a validated batch\'s shards and let it run. A second time changes nothing, and says False."""
         draft = owner_id()
         shards_draft, waiting_draft = _keys(batch_id, f"shards:{draft}", f"waiting:{draft}")
@@ -66,14 +77,21 @@ class Shards:
         pipe.expire(waiting_draft, DRAFT_TTL_S)
         pipe.execute()
         keys = [*_keys(batch_id, "batch", "shards", "waiting"), shards_draft, waiting_draft]
-        reply = self.scripts["begin"](keys=keys, args=[int(time.time()), total, len(shards), model, int(arranged)])
-        return reply is not None
+        args: list[Any] = [int(time.time()), total, len(shards), model, int(arranged), estimated_tokens]
+        return self.scripts["begin"](keys=keys, args=args) is not None
 
     def feed(self, batch_ids: Sequence[str], window: int) -> list[list[int]]:
         """Move waiting shards to queued until `window` of a batch are queued; the caller puts them into RQ."""
+        return self._feed([(batch_id, window, window) for batch_id in batch_ids])
+
+    def draw(self, wanted: Iterable[tuple[str, int]]) -> list[list[int]]:
+        """Move so many waiting shards of each batch to queued, if there are any; the caller puts them into RQ."""
+        return self._feed([(batch_id, MANY, number) for batch_id, number in wanted])
+
+    def _feed(self, wanted: Iterable[tuple[str, int, int]]) -> list[list[int]]:
         pipe = self.redis.pipeline(transaction=False)
-        for batch_id in batch_ids:
-            self._run("feed", pipe, _keys(batch_id, "batch", "waiting", "queued"), [window])
+        for batch_id, most_queued, number in wanted:
+            self._run("feed", pipe, _keys(batch_id, "batch", "waiting", "queued"), [most_queued, number])
         return [[int(raw) for raw in reply] for reply in pipe.execute()]
 
     def tend(self, batch_ids: Sequence[str], max_attempts: int) -> list[Tended | None]:
@@ -152,7 +170,7 @@ class Shards:
         pipe = self.redis.pipeline(transaction=False)
         for commit in commits:
             keys = _keys(commit.batch_id, "batch", "owners", f"spool:{commit.shard}", "attempts")
-            args: list[Any] = [commit.shard, commit.owner, commit.num_lines]
+            args: list[Any] = [commit.shard, commit.owner, commit.num_lines, ERROR_KINDS]
             for result in commit.results:
                 args += _line_args(result)
             self._run("commit", pipe, keys, args)
@@ -190,11 +208,10 @@ class Shards:
         self.scripts[name](keys=keys, args=args, client=pipe)
 
 
-def _tended(status: bytes, closing: bytes, expires_at: bytes, back: list[Any], spent: list[Any]) -> Tended:
+def _tended(status: bytes, closing: bytes, back: list[Any], spent: list[Any]) -> Tended:
     return Tended(
         status=_text(status),  # type: ignore[arg-type]
         closing=_text(closing) or None,  # type: ignore[arg-type]
-        expires_at=int(expires_at),
         back=tuple(map(int, back)),
         spent=tuple(map(int, spent)),
     )
@@ -210,4 +227,14 @@ def _line_args(result: LineResult) -> tuple[Any, ...]:
         usage.output_tokens,
         usage.reasoning_tokens,
         result.data,
+        *_error_args(result.error),
     )
+
+
+def _error_args(error: LineError | None) -> tuple[str, str]:
+    """The kind of an error and its message, as short as a counter's name should be."""
+    if error is None:
+        return "", ""
+    kind = f"{error.code} {error.param or ''}"[:MAX_PARAM]
+    # Half of a surrogate pair has no place in Redis.
+    return kind.encode(errors="replace").decode(), error.message[:MAX_MESSAGE].encode(errors="replace").decode()

@@ -9,8 +9,10 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | `pressrun:files`, `pressrun:batches` | ids in order of creation |
 | `pressrun:file-expiry` | file ids by the time they expire |
 | `pressrun:active:batch`, `:job` | batches and jobs that have not ended, by deadline |
+| `pressrun:care:batch`, `:job` | the same, by the time at which housekeeping looks at them next |
 | `pressrun:{id}` | a batch: its fields, status and counters |
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
+| `pressrun:answer-tokens` | by model, how long answers were in the batches that ended last |
 """
 
 from __future__ import annotations
@@ -28,12 +30,29 @@ from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from .errors import Conflict, NotFound, StoreUnavailable
-from .records import ENDED, MOVES, Batch, BatchError, BatchKind, BatchStatus, Counts, File, ModelCard, Page, Usage
+from .records import (
+    ENDED,
+    MOVES,
+    Batch,
+    BatchError,
+    BatchKind,
+    BatchStatus,
+    Counts,
+    ErrorCount,
+    File,
+    ModelCard,
+    Page,
+    Speed,
+    Usage,
+)
 
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
+CARE: dict[BatchKind, str] = {"batch": "pressrun:care:batch", "job": "pressrun:care:job"}
+ANSWER_TOKENS = "pressrun:answer-tokens"
 FILE_EXPIRY, SEQUENCE = "pressrun:file-expiry", "pressrun:sequence"
 MODEL_TTL_S = 30
+LEARN = 0.3  # The weight of the newest batch in how long answers are.
 DURABLE_WAIT_MS = 3000  # Less than the connection's own time-out of 5 s.
 
 
@@ -147,6 +166,7 @@ class Store:
             pipe.zadd(BATCHES, {batch.id: place}, nx=True)
         # Last: what is found here runs.
         pipe.zadd(ACTIVE[batch.kind], {batch.id: batch.expires_at})
+        pipe.zadd(CARE[batch.kind], {batch.id: 0})
         pipe.execute()
         if listed:
             self.make_durable()
@@ -172,8 +192,20 @@ class Store:
 
     def forget_active(self, batch_id: str) -> None:
         """An ended batch or job needs no more care."""
-        for key in ACTIVE.values():
+        for key in (*ACTIVE.values(), *CARE.values()):
             self.redis.zrem(key, batch_id)
+
+    def due_for_care(self, kind: BatchKind, most: int, interval_s: float) -> list[str]:
+        """Batches or jobs that nobody has looked at for the interval; now the caller does."""
+        return [_text(raw) for raw in self.scripts["due"](keys=[CARE[kind]], args=[most, interval_s])]
+
+    def look_at(self, batch_id: str) -> None:
+        """Have housekeeping look at a batch next. Where this is lost, it does so in its turn."""
+        self.redis.zadd(CARE["batch"], {batch_id: 0})
+
+    def remember_care(self, kind: BatchKind) -> None:
+        """Look after all that are active: who made one may have died before it said so."""
+        self.redis.zunionstore(CARE[kind], {CARE[kind]: 1, ACTIVE[kind]: 0}, aggregate="MAX")
 
     def move(self, batch_id: str, to: BatchStatus, **fields: str) -> bool:
         """Move a batch along `MOVES`, writing `fields` with it. False if it was in a status that forbids it."""
@@ -189,6 +221,8 @@ class Store:
         """Ask a batch to end. Repeating it is harmless; raises Conflict where the batch has ended otherwise."""
         self.move(batch_id, "cancelling", closing="cancelled")
         batch = self.batch(batch_id)
+        if batch.kind == "batch" and batch.status not in ENDED:
+            self.look_at(batch_id)
         if batch.status in ENDED and batch.status != "cancelled":
             raise Conflict(f"Cannot cancel a {batch.kind} with status '{batch.status}'.")
         return batch
@@ -216,15 +250,38 @@ class Store:
     def models(self) -> list[ModelCard]:
         """One card for every model that a live worker serves."""
         cards: dict[str, ModelCard] = {}
+        for card in self._cards():
+            cards.setdefault(card.id, card)
+        return list(cards.values())
+
+    def speed(self) -> Speed:
+        """What the live workers do together; one that has measured nothing yet is taken to be like the others."""
+        rates = [card.tokens_per_s for card in self._cards()]
+        known = [rate for rate in rates if rate > 0]
+        return Speed(tokens_per_s=sum(known) / len(known) * len(rates) if known else 0.0, num_workers=len(rates))
+
+    def _cards(self) -> list[ModelCard]:
+        """The cards of live workers."""
+        cards = []
         now = self._now()
         for worker, raw in sorted(self.redis.hgetall(MODELS).items()):
             seen, fields = json.loads(raw)
             if seen < now - MODEL_TTL_S:
                 self.redis.hdel(MODELS, worker)
                 continue
-            card = ModelCard(**fields)
-            cards.setdefault(card.id, card)
-        return list(cards.values())
+            cards.append(ModelCard(**fields))
+        return cards
+
+    def answer_tokens(self) -> dict[str, float]:
+        """How long answers are, by model: the mean of the batches that ended last."""
+        return {_text(model): float(mean) for model, mean in self.redis.hgetall(ANSWER_TOKENS).items()}
+
+    def learn_answer_tokens(self, batch: Batch) -> None:
+        """Remember how long the answers of an ended batch were: an estimate, so if two do so at once one may win."""
+        if batch.model and batch.counts.completed:
+            mean = batch.usage.output_tokens / batch.counts.completed
+            before = float(self.redis.hget(ANSWER_TOKENS, batch.model) or mean)
+            self.redis.hset(ANSWER_TOKENS, batch.model, f"{before + LEARN * (mean - before):.2f}")
 
     def _page(self, key: str, limit: int, newest_first: bool, after: str | None) -> list[str]:
         start: float | str = "+inf" if newest_first else "-inf"
@@ -277,8 +334,8 @@ _PLAIN = (
 
 def _batch_fields(batch: Batch) -> dict[Any, Any]:
     fields: dict[Any, Any] = {name: getattr(batch, name) for name in _PLAIN if getattr(batch, name) is not None}
-    numbers = ("created_at", "expires_at", "num_shards", "priority")
-    fields |= {name: getattr(batch, name) for name in numbers}
+    numbers = ("created_at", "expires_at", "num_shards", "priority", "strict", "paused", "estimated_tokens")
+    fields |= {name: int(getattr(batch, name)) for name in numbers}
     fields |= asdict(batch.counts) | asdict(batch.usage) | batch.times
     if batch.metadata is not None:
         fields["metadata"] = json.dumps(batch.metadata)
@@ -295,6 +352,10 @@ def _batch(raw: Mapping[Any, Any]) -> Batch:
         expires_at=int(fields["expires_at"]),
         num_shards=int(fields["num_shards"]),
         priority=int(fields.get("priority", 0)),
+        strict=fields.get("strict") == "1",
+        paused=fields.get("paused") == "1",
+        estimated_tokens=int(fields.get("estimated_tokens", 0)),
+        common_errors=_common_errors(fields),
         arranged=fields.get("arranged") == "1",
         metadata=json.loads(fields["metadata"]) if "metadata" in fields else None,
         errors=tuple(BatchError(**error) for error in json.loads(fields.get("errors", "[]"))),
@@ -302,3 +363,14 @@ def _batch(raw: Mapping[Any, Any]) -> Batch:
         usage=Usage(**{name: int(fields[name]) for name in Usage.__dataclass_fields__}),
         times=times,
     )
+
+
+def _common_errors(fields: Mapping[str, str]) -> tuple[ErrorCount, ...]:
+    """What `commit.lua` has counted, commonest first: `error:{code} {param}:` and, as `first-error:…`, the message."""
+    counted = []
+    for name, count in fields.items():
+        if name.startswith("error:"):
+            code, _, param = name[len("error:") : -1].partition(" ")
+            message = fields.get(f"first-{name}", "")
+            counted.append(ErrorCount(code=code, param=param or None, message=message, count=int(count)))
+    return tuple(sorted(counted, key=lambda error: (-error.count, error.code, error.param or "")))

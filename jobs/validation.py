@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NoReturn
 
 from .arranging import Beginnings
 from .errors import BlobMissing, UserError
+from .estimates import DEFAULT_ANSWER_TOKENS, line_tokens
 from .lines import split_lines
 from .records import CHAT, Batch, BatchError, Shard
 from .settings import Settings
@@ -42,6 +43,7 @@ class Validated:
     total: int
     model: str
     arrangement: Arrangement | None = None
+    estimated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class _Findings:
     hashes: array[int] = field(default_factory=lambda: array("Q"))
     beginnings: Beginnings = field(default_factory=Beginnings)
     model: str | None = None
+    tokens: float = 0.0
 
     def add(self, line: int | None, code: str, message: str, param: str | None = None) -> None:
         # What it quotes may be of any size, and half of a surrogate pair that no encoding can carry.
@@ -75,11 +78,15 @@ def validate(
     *,
     models: set[str],
     settings: Settings,
+    answer_tokens: Mapping[str, float] | None = None,
 ) -> Validated:
-    """Check all lines of `batch`; `read` opens its input, `models` are served now."""
+    """Check all lines of `batch`; `read` opens its input, `models` are served now.
+
+    `answer_tokens` is how long a model's answers are, as far as is known: for the estimate of the batch's tokens.
+    """
     found, total = _Findings(), 0
     try:
-        total = _scan(batch, read(), models, settings, found)
+        total = _scan(batch, read(), models, settings, found, answer_tokens or {})
     except BlobMissing:
         found.add(None, "invalid_request", f"Cannot find file {batch.input_file_id}.", "file_id")
     except UserError as error:
@@ -97,6 +104,7 @@ def validate(
         total=total,
         model=found.model or "",
         arrangement=None if found.errors else _arrangement(found.beginnings, settings),
+        estimated_tokens=int(found.tokens),
     )
 
 
@@ -121,6 +129,7 @@ def _scan(
     models: set[str],
     settings: Settings,
     found: _Findings,
+    answer_tokens: Mapping[str, float],
 ) -> int:
     total = first = start = 0
     for number, (offset, raw) in enumerate(split_lines(chunks, longest=settings.max_line_bytes), start=1):
@@ -135,6 +144,7 @@ def _scan(
             start = offset
         body = _check_line(batch, raw, number, models, settings, found)
         found.beginnings.add(offset, len(raw), body)
+        found.tokens += line_tokens(batch.endpoint, body, answer_tokens.get(found.model or "", DEFAULT_ANSWER_TOKENS))
         total += 1
         end = offset + len(raw)
     if total > first:

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ from .flight import Flight
 from .housekeeping import Housekeeper
 from .intake import Intake, Taken
 from .ledger import Ledger
+from .meter import Meter
 from .patience import PATIENCE_S, patiently
 from .prompts import Prepared, Prompts, Tokenizer
 from .responses import result_of
@@ -76,6 +78,7 @@ class PressrunWorker(RqDesk):
         self.grace_s = grace_s
         self.waker = Waker()
         self.appetite = Appetite()
+        self.meter = Meter()
         self.flight = Flight(engine, weigh=self.appetite.weight)
         self.keeper = EngineKeeper(engine, self.flight, self.waker)
         self.ledger = Ledger(backend, self.waker, self._patiently)
@@ -167,12 +170,16 @@ class PressrunWorker(RqDesk):
     # The engine
 
     def _hear_engine(self) -> None:
+        busy, tokens = len(self.flight) > 0, 0
         heard = self.keeper.hear(min(TICK_S, self.backend.settings.commit_interval_s / 2))
         for flying in heard.complete:
             outputs = flying.ordered_outputs()
             for output in outputs:
                 self.appetite.learn(len(flying.prepared.prompts[0]), len(output.token_ids))
-            self.ledger.enter(flying.shard, result_of(flying.prepared, outputs, self.tokenizer))
+            result = result_of(flying.prepared, outputs, self.tokenizer)
+            tokens += result.usage.input_tokens + result.usage.output_tokens
+            self.ledger.enter(flying.shard, result)
+        self.meter.note(time.monotonic(), busy=busy, tokens=tokens)
         for flying in heard.deadly:
             self.ledger.enter(flying.shard, never_ran(flying.prepared.line, "worker_lost"))
         if self.intake is None and self.engine.info is not None:
@@ -272,7 +279,7 @@ class PressrunWorker(RqDesk):
 
     def _touch_model(self) -> None:
         if self._card is not None:
-            card = self._card
+            card = replace(self._card, tokens_per_s=round(self.meter.tokens_per_s, 1))
             self._patiently(lambda: self.backend.store.touch_model(card))
 
     def _is_due(self, name: str, interval: float) -> bool:

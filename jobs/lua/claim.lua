@@ -2,8 +2,9 @@
 -- KEYS: batch, shards, waiting, queued, leased, owners, attempts, sealed, spool.
 -- ARGV: shard, owner, seconds of the lease, '1' to claim whatever the batch's status (to wind it up).
 -- Returns false, or {geometry, attempts, committed line indexes}.
-local status = redis.call('HGET', KEYS[1], 'status')
-if not status or (status ~= 'in_progress' and ARGV[4] ~= '1') then return false end
+local batch = redis.call('HMGET', KEYS[1], 'status', 'paused')
+if not batch[1] then return false end
+if ARGV[4] ~= '1' and (batch[1] ~= 'in_progress' or batch[2] == '1') then return false end
 local geometry = redis.call('HGET', KEYS[2], ARGV[1])
 if not geometry or redis.call('HEXISTS', KEYS[8], ARGV[1]) == 1 then return false end
 local time = redis.call('TIME')
@@ -11,5 +12,6 @@ redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('ZADD', KEYS[5], time[1] + time[2] / 1000000 + ARGV[3], ARGV[1])
 redis.call('HSET', KEYS[6], ARGV[1], ARGV[2])
+if ARGV[4] ~= '1' then redis.call('HSETNX', KEYS[1], 'started_at', time[1]) end
 local attempts = redis.call('HINCRBY', KEYS[7], ARGV[1], 1)
 return {geometry, attempts, redis.call('HKEYS', KEYS[9])}

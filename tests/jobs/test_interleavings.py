@@ -23,6 +23,7 @@ from pressrun.jobs.records import ENDED, Batch
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import Store, batch_key
 from pressrun.jobs.submit import create_batch, create_file, create_job, job_result
+from pressrun.workers import housekeeping
 from pressrun.workers.housekeeping import Housekeeper, Task
 
 from .conftest import OwnValkey, chat_line, encode, serve_model
@@ -41,6 +42,12 @@ LATE = (LockNotOwnedError, BlobMissing, Conflict)
 def arranging_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arranging, "BOUNDARIES", (16, 64))
     monkeypatch.setattr(arranging, "WINDOW_BYTES", 1)
+
+
+@pytest.fixture(autouse=True)
+def every_tick_looks_at_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CARE_S", "JOBS_S"):
+        monkeypatch.setattr(housekeeping, name, 0.0)
 
 
 class Inline(Housekeeper):
