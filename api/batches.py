@@ -5,14 +5,31 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, StrictBool, StrictInt
 
 from ..jobs import submit
+from ..jobs.backend import Backend
 from ..jobs.errors import UserError
+from ..jobs.records import Batch
+from ..jobs.reports import reports_of
 from .deps import BackendDep
 from .schemas import BatchObject, ListOf
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
+
+
+class BatchOptions(BaseModel):
+    """What a new batch may ask for beyond OpenAI's fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    priority: StrictInt = Field(
+        default=0, ge=-100, le=100, description="From -100 to 100. All work of a higher priority runs first."
+    )
+    strict: StrictBool = Field(
+        default=False,
+        description="Fail the batch after validation if it would end after its window, and say when it would.",
+    )
 
 
 class BatchCreate(BaseModel):
@@ -28,6 +45,7 @@ class BatchCreate(BaseModel):
         None, description="At most 16 pairs: keys of at most 64 characters, values of at most 512."
     )
     output_expires_after: Any = Field(None, description="Not supported yet: anything but null is refused.")
+    pressrun: BatchOptions = Field(BatchOptions(), description="What OpenAI's batches do not have.")
 
 
 class BatchQuery(BaseModel):
@@ -51,25 +69,34 @@ def create_batch(body: BatchCreate, backend: BackendDep) -> BatchObject:
         endpoint=body.endpoint,
         completion_window=body.completion_window,
         metadata=body.metadata,
+        priority=body.pressrun.priority,
+        strict=body.pressrun.strict,
     )
-    return BatchObject.of(batch)
+    return shown(backend, batch)
 
 
 @router.get("")
 def list_batches(query: Annotated[BatchQuery, Query()], backend: BackendDep) -> ListOf[BatchObject]:
     """Batches, newest first."""
     page = backend.store.batches(limit=query.limit, after=query.after)
-    return ListOf.of([BatchObject.of(batch) for batch in page.items], page.has_more)
+    reports = zip(page.items, reports_of(backend, page.items), strict=True)
+    return ListOf.of([BatchObject.of(batch, report) for batch, report in reports], page.has_more)
 
 
 @router.get("/{batch_id}")
 def retrieve_batch(batch_id: str, backend: BackendDep) -> BatchObject:
     """A batch, as far as it has got."""
-    return BatchObject.of(submit.find_batch(backend, batch_id))
+    return shown(backend, submit.find_batch(backend, batch_id))
 
 
 @router.post("/{batch_id}/cancel")
 def cancel_batch(batch_id: str, backend: BackendDep) -> BatchObject:
     """End a batch early: lines that have finished stay in its files, the others become `batch_cancelled` errors."""
     batch = submit.find_batch(backend, batch_id)
-    return BatchObject.of(backend.store.cancel(batch.id))
+    return shown(backend, backend.store.cancel(batch.id))
+
+
+def shown(backend: Backend, batch: Batch) -> BatchObject:
+    """A batch as clients see it."""
+    (report,) = reports_of(backend, [batch])
+    return BatchObject.of(batch, report)

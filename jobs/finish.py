@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from time import monotonic, time
@@ -22,10 +23,11 @@ from .backend import Backend
 from .errors import BlobsUnavailable
 from .ids import owner_id
 from .lines import label, never_ran, requests_of
+from .policy import Candidate
 from .progress import progress_of
-from .records import ENDED, Batch, Claim, File, Segment, ShardCommit
+from .records import ENDED, Batch, BatchError, Claim, File, Segment, ShardCommit
 from .store import batch_key
-from .validation import Arrangement, Reader, validate
+from .validation import Arrangement, Reader, Validated, validate
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,10 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
     models = {card.id for card in backend.store.models()}
     known = backend.store.answer_tokens()
     result = validate(batch, read, models=models, settings=backend.settings, answer_tokens=known)
-    if not result.errors:
+    too_late = _too_late(backend, batch, result)
+    if too_late is not None:
+        backend.store.fail(batch_id, [too_late], result.total)
+    elif not result.errors:
         # Nothing will run in one that is being wound up, whatever its order.
         arrangement = result.arrangement if batch.closing is None else None
         arranged = arrangement is not None and _arrange(backend, batch, read, arrangement, lock)
@@ -98,6 +103,31 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
         # One that is being wound up ends as what it was wound up for: nothing in it could have run.
         to = "failed" if batch.closing is None else FINAL[batch.closing]
         backend.store.fail(batch_id, result.errors, result.total, to=to)
+
+
+def _too_late(backend: Backend, batch: Batch, result: Validated) -> BatchError | None:
+    """Why a strict batch is not to run: it would end after its window. Where nothing was measured yet, nobody knows."""
+    if not batch.strict or result.errors or batch.closing is not None:
+        return None
+    candidate = Candidate(
+        id=batch.id,
+        tenant=batch.tenant,
+        priority=batch.priority,
+        created_at=batch.created_at,
+        expires_at=batch.expires_at,
+        num_shards=len(result.shards),
+        shard_tokens=result.estimated_tokens / len(result.shards),
+    )
+    foreseen = backend.lineup.foresee(candidate)
+    if foreseen is None or foreseen.ends_at is None or foreseen.feasible:
+        return None
+    eta = datetime.fromtimestamp(foreseen.ends_at, UTC).isoformat(timespec="seconds")
+    message = (
+        f"The batch would end at about {eta} (Unix {int(foreseen.ends_at)}), after its completion_window of "
+        f"{batch.completion_window}. Give it more time or a higher 'pressrun.priority', or leave out 'pressrun.strict' "
+        "and it runs as far as it gets."
+    )
+    return BatchError(code="window_too_short", message=message, param="completion_window")
 
 
 def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement, lock: Lock) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from .deadlines import Due, feasible
@@ -59,8 +59,21 @@ class Forecast:
         self._tenants = {priority: self._shared(priority) for priority in self._starts}
         self._met = {batch_id for priority in self._starts for batch_id in self._meetable(priority)}
 
+    @property
+    def num_met(self) -> int:
+        """How many batches will meet their deadlines, if need be by going ahead of others."""
+        return len(self._met)
+
     def of(self, batch_id: str) -> Foreseen | None:
         """The forecast of a batch; None for one that nothing waits of."""
+        shared = self.by_share(batch_id)
+        if shared is None or shared.ends_at is None or batch_id not in self._met:
+            return shared
+        ends_at = min(shared.ends_at, self._candidates[batch_id].expires_at)
+        return replace(shared, ends_at=ends_at, feasible=True)
+
+    def by_share(self, batch_id: str) -> Foreseen | None:
+        """The same if the batch never goes ahead of others for the sake of its deadline."""
         candidate = self._candidates.get(batch_id)
         if candidate is None:
             return None
@@ -68,12 +81,9 @@ class Forecast:
         if self._rate <= 0:
             return Foreseen(place=place, ends_at=None, feasible=None)
         ends_at = self._share_ends_at(candidate)
-        if batch_id in self._met:
-            ends_at = min(ends_at, candidate.expires_at)
         return Foreseen(place=place, ends_at=ends_at, feasible=ends_at <= candidate.expires_at)
 
     def _share_ends_at(self, candidate: Candidate) -> float:
-        """When it would end by fair shares alone."""
         tenant = self._within[candidate.flow].at(candidate.tokens)
         level = tenant / self._ledgers.weight(candidate.tenant)
         tokens = self._starts[candidate.priority] + self._tenants[candidate.priority].at(level)

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
-from .forecast import Forecast
+from .forecast import Forecast, Foreseen
 from .policy import Candidate, Flow, Ledgers
 from .progress import Progress
 from .store import Store, _text
@@ -108,6 +108,14 @@ class Lineup:
             if self._forecast is None or self._line is not line:
                 self._forecast = line.forecast()
             return self._forecast
+
+    def foresee(self, candidate: Candidate) -> Foreseen | None:
+        """The forecast of a batch that is not in line yet, if it takes away no deadline that another one will meet."""
+        line = self.read()
+        others = [other for other in line.candidates if other.id != candidate.id]
+        without = replace(line, candidates=tuple(others)).forecast()
+        joined = replace(line, candidates=(*others, candidate)).forecast()
+        return joined.of(candidate.id) if joined.num_met > without.num_met else joined.by_share(candidate.id)
 
     def is_empty(self) -> bool:
         return not self._redis.hlen(READY)

@@ -111,10 +111,12 @@ class Batch:
     """A batch, or a native job (`kind` "job": a batch of one line whose blobs lie in Redis).
 
     `times` maps a status' timestamp field (`in_progress_at`, …) to Unix seconds. `closing` says why a batch is being
-    wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice
-    writes the same files; they are shown only once the files exist. An `arranged` batch is run in another order than
-    the file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first. A
-    `strict` one is to fail at once if its window is too short for it; of a `paused` one nothing new is begun.
+    wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice writes
+    the same files; they are shown only once the files exist. An `arranged` batch is run in another order than the
+    file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first. A
+    `strict` one is to fail at once if its window is too short for it; of a `paused` one nothing new is begun. One that
+    was opened again after its end is of a later `generation`, and had used `earlier_tokens` by then; lines of it that
+    did not run are left as they are, for the reason `closed_before`, where they were not asked for again.
     """
 
     id: str
@@ -143,6 +145,9 @@ class Batch:
     strict: bool = False
     paused: bool = False
     estimated_tokens: int = 0
+    earlier_tokens: int = 0
+    closed_before: Closing | None = None
+    generation: int = 0
     common_errors: tuple[ErrorCount, ...] = ()
 
     @property

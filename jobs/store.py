@@ -328,14 +328,19 @@ def _file(raw: Mapping[Any, Any]) -> File:
 
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
-    "reserved_error_id", "output_file_id", "error_file_id", "closing", "tenant",
+    "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant",
 )  # fmt: skip
+_CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before")  # Empty is none.
+# What a version before this one has not written is 0 or false.
+_NUMBERS = (
+    "created_at", "expires_at", "num_shards", "priority", "estimated_tokens", "earlier_tokens", "generation",
+)  # fmt: skip
+_FLAGS = ("arranged", "strict", "paused")
 
 
 def _batch_fields(batch: Batch) -> dict[Any, Any]:
     fields: dict[Any, Any] = {name: getattr(batch, name) for name in _PLAIN if getattr(batch, name) is not None}
-    numbers = ("created_at", "expires_at", "num_shards", "priority", "strict", "paused", "estimated_tokens")
-    fields |= {name: int(getattr(batch, name)) for name in numbers}
+    fields |= {name: int(getattr(batch, name)) for name in (*_NUMBERS, *_FLAGS)}
     fields |= asdict(batch.counts) | asdict(batch.usage) | batch.times
     if batch.metadata is not None:
         fields["metadata"] = json.dumps(batch.metadata)
@@ -346,17 +351,13 @@ def _batch(raw: Mapping[Any, Any]) -> Batch:
     fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
     times = {name: int(value) for name, value in fields.items() if name.endswith("_at") and name != "expires_at"}
     times.pop("created_at")
+    numbers: dict[str, Any] = {name: int(fields.get(name, 0)) for name in _NUMBERS}
+    flags: dict[str, Any] = {name: fields.get(name) == "1" for name in _FLAGS}
     return Batch(
-        **{name: fields[name] for name in _PLAIN if name in fields},
-        created_at=int(fields["created_at"]),
-        expires_at=int(fields["expires_at"]),
-        num_shards=int(fields["num_shards"]),
-        priority=int(fields.get("priority", 0)),
-        strict=fields.get("strict") == "1",
-        paused=fields.get("paused") == "1",
-        estimated_tokens=int(fields.get("estimated_tokens", 0)),
+        **{name: fields[name] for name in _PLAIN if name in fields and (fields[name] or name not in _CLEARED)},
+        **numbers,
+        **flags,
         common_errors=_common_errors(fields),
-        arranged=fields.get("arranged") == "1",
         metadata=json.loads(fields["metadata"]) if "metadata" in fields else None,
         errors=tuple(BatchError(**error) for error in json.loads(fields.get("errors", "[]"))),
         counts=Counts(**{name: int(fields[name]) for name in Counts.__dataclass_fields__}),

@@ -85,9 +85,18 @@ def sweep_files(backend: Backend, expired: Iterable[str]) -> None:
 
 
 def create_batch(
-    backend: Backend, *, input_file_id: str, endpoint: str, completion_window: str, metadata: object = None
+    backend: Backend,
+    *,
+    input_file_id: str,
+    endpoint: str,
+    completion_window: str,
+    metadata: object = None,
+    priority: int = 0,
+    strict: bool = False,
 ) -> Batch:
-    """A new batch, durable when this returns. What is wrong with its lines shows in its status, not here."""
+    """A new batch, durable when this returns. What is wrong with its lines shows in its status, not here, and so does
+    a window that is too short for a `strict` one.
+    """
     if endpoint not in ENDPOINTS:
         raise _bad_value("endpoint", endpoint, ENDPOINTS)
     window_s = parse_window(completion_window)
@@ -103,6 +112,8 @@ def create_batch(
         created_at=now,
         expires_at=now + window_s,
         metadata=tags,
+        priority=priority,
+        strict=strict,
         reserved_output_id=ids.file_id(),
         reserved_error_id=ids.file_id(),
     )

@@ -21,7 +21,7 @@ from .conftest import CHAT, MODEL, Api, ServeApi, jsonl, request_line, seal_resu
 FIELDS = {
     "id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status", "output_file_id",
     "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at",
-    "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata",
+    "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata", "pressrun",
 }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_a_new_batch_is_validating_and_has_every_field(api: Api) -> None:
     }
     unset = FIELDS - {
         "id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at", "expires_at",
-        "metadata", "request_counts", "usage",
+        "metadata", "request_counts", "usage", "pressrun",
     }  # fmt: skip
     assert {name for name in FIELDS if body[name] is None} == unset
     assert api.openai.batches.retrieve(batch.id) == batch
@@ -295,3 +295,46 @@ def test_metadata_that_is_no_string_is_named(api: Api, value: object, got: str) 
 def test_metadata_outside_its_bounds_is_refused(api: Api, metadata: object, param: str, code: str) -> None:
     error = refusal(api, metadata=metadata)
     assert (error["param"], error["code"]) == (param, code)
+
+
+def test_a_batch_says_more_of_itself_than_openais(api: Api) -> None:
+    batch = create(api, request_line("a"), request_line("b"), extra_body={"pressrun": {"priority": 5, "strict": True}})
+    validate_batch(api.backend, batch.id)
+    told = api.http.get(f"/v1/batches/{batch.id}").json()["pressrun"]
+    assert told.keys() == {
+        "priority", "strict", "paused", "queue_place", "eta", "feasible", "counts", "commonest_errors",
+        "estimated_tokens", "cached_tokens", "tokens_per_second", "seconds",
+    }  # fmt: skip
+    assert (told["priority"], told["strict"], told["paused"]) == (5, True, False)
+    assert told["counts"] == {
+        "queued": 2, "running": 0, "succeeded": 0, "errored": 0, "cancelled": 0, "expired": 0
+    }  # fmt: skip
+    assert told["estimated_tokens"] > 0
+    assert told["seconds"].keys() == {"validating", "queued", "running", "finalizing"}
+    seal_results(
+        api.backend,
+        batch.id,
+        lambda line: refused(line, UserError("Not so.", param="n", code="invalid_value")),
+    )
+    (listed,) = api.openai.batches.list().data
+    done: Any = listed.model_extra
+    assert done["pressrun"]["counts"]["errored"] == 2
+    assert done["pressrun"]["commonest_errors"] == [
+        {"code": "invalid_value", "param": "n", "message": "Not so.", "count": 2}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"priority": 101}, "pressrun.priority"),
+        ({"priority": "5"}, "pressrun.priority"),
+        ({"priority": 1.5}, "pressrun.priority"),
+        ({"strict": 1}, "pressrun.strict"),
+        ({"haste": True}, "pressrun.haste"),
+        ([], "pressrun"),
+        (None, "pressrun"),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(api: Api, options: Any, param: str) -> None:
+    assert refusal(api, pressrun=options)["param"] == param
