@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from .. import __version__
 from ..jobs.backend import connect
 from ..jobs.settings import Settings, load_settings
-from . import batches, files, health, jobs, models
+from . import batches, control, files, health, jobs, models
 from .edge import Edge
 from .errors import install_error_handlers
 from .schemas import ErrorBody
@@ -44,6 +44,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(Edge, settings=settings)
     install_error_handlers(app)
-    for part in (files, batches, jobs, models, health):
+    for part in (files, batches, control, jobs, models, health):
         app.include_router(part.router)
     return app

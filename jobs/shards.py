@@ -29,7 +29,7 @@ MAX_PARAM, MAX_MESSAGE = 64, 300
 _PARTS = ("shards", "waiting", "queued", "leased", "owners", "attempts", "sealed")
 
 
-def _keys(batch_id: str, *parts: str) -> list[str]:
+def shard_keys(batch_id: str, *parts: str) -> list[str]:
     base = batch_key(batch_id)
     return [base if part == "batch" else f"{base}:{part}" for part in parts]
 
@@ -66,7 +66,7 @@ class Shards:
     ) -> bool:
         """Write down a validated batch\'s shards and let it run. A second time changes nothing, and says False."""
         draft = owner_id()
-        shards_draft, waiting_draft = _keys(batch_id, f"shards:{draft}", f"waiting:{draft}")
+        shards_draft, waiting_draft = shard_keys(batch_id, f"shards:{draft}", f"waiting:{draft}")
         pipe = self.redis.pipeline(transaction=True)  # Drafts without their expiry would stay for ever.
         for start in range(0, len(shards), 1000):
             part = shards[start : start + 1000]
@@ -76,7 +76,7 @@ class Shards:
         pipe.expire(shards_draft, DRAFT_TTL_S)
         pipe.expire(waiting_draft, DRAFT_TTL_S)
         pipe.execute()
-        keys = [*_keys(batch_id, "batch", "shards", "waiting"), shards_draft, waiting_draft]
+        keys = [*shard_keys(batch_id, "batch", "shards", "waiting"), shards_draft, waiting_draft]
         args: list[Any] = [int(time.time()), total, len(shards), model, int(arranged), estimated_tokens]
         return self.scripts["begin"](keys=keys, args=args) is not None
 
@@ -91,40 +91,44 @@ class Shards:
     def _feed(self, wanted: Iterable[tuple[str, int, int]]) -> list[list[int]]:
         pipe = self.redis.pipeline(transaction=False)
         for batch_id, most_queued, number in wanted:
-            self._run("feed", pipe, _keys(batch_id, "batch", "waiting", "queued"), [most_queued, number])
+            self._run("feed", pipe, shard_keys(batch_id, "batch", "waiting", "queued"), [most_queued, number])
         return [[int(raw) for raw in reply] for reply in pipe.execute()]
 
     def tend(self, batch_ids: Sequence[str], max_attempts: int) -> list[Tended | None]:
         """Put shards with a lapsed lease back in line, and say how the batches stand; None where there is none."""
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in batch_ids:
-            self._run("tend", pipe, _keys(batch_id, "batch", "waiting", "leased", "owners", "attempts"), [max_attempts])
+            self._run(
+                "tend", pipe, shard_keys(batch_id, "batch", "waiting", "leased", "owners", "attempts"), [max_attempts]
+            )
         return [None if reply is None else _tended(*reply) for reply in pipe.execute()]
 
     def queued(self, batch_ids: Sequence[str]) -> list[list[int]]:
         """Shards that were fed and have not been claimed since."""
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in batch_ids:
-            pipe.zrange(_keys(batch_id, "queued")[0], 0, -1)
+            pipe.zrange(shard_keys(batch_id, "queued")[0], 0, -1)
         return [[int(raw) for raw in reply] for reply in pipe.execute()]
 
     def requeue(self, batch_id: str, lost: Iterable[int]) -> list[int]:
         """Put queued shards that RQ has lost back in line; those that were claimed meanwhile stay where they are."""
-        return [int(raw) for raw in self.scripts["requeue"](keys=_keys(batch_id, "waiting", "queued"), args=[*lost])]
+        return [
+            int(raw) for raw in self.scripts["requeue"](keys=shard_keys(batch_id, "waiting", "queued"), args=[*lost])
+        ]
 
     def num_leased(self, batch_id: str) -> int:
         """How many shards workers have in hand."""
-        (key,) = _keys(batch_id, "leased")
+        (key,) = shard_keys(batch_id, "leased")
         return int(self.redis.zcard(key))
 
     def unsealed(self, batch_id: str) -> list[int]:
         """Shards that are not in the blob store yet, in order."""
-        geometry, sealed = _keys(batch_id, "shards", "sealed")
+        geometry, sealed = shard_keys(batch_id, "shards", "sealed")
         return sorted({int(raw) for raw in self.redis.hkeys(geometry)} - {int(r) for r in self.redis.hkeys(sealed)})
 
     def attempts(self, batch_id: str) -> dict[int, int]:
         """Claims of each shard since it last finished a line."""
-        (key,) = _keys(batch_id, "attempts")
+        (key,) = shard_keys(batch_id, "attempts")
         return {int(shard): int(count) for shard, count in self.redis.hgetall(key).items()}
 
     # While they run
@@ -135,8 +139,8 @@ class Shards:
         `winding_up` claims for filling in what never ran, whatever the batch's status.
         """
         keys = [
-            *_keys(batch_id, "batch", "shards", "waiting", "queued", "leased", "owners", "attempts", "sealed"),
-            *_keys(batch_id, f"spool:{shard}"),
+            *shard_keys(batch_id, "batch", "shards", "waiting", "queued", "leased", "owners", "attempts", "sealed"),
+            *shard_keys(batch_id, f"spool:{shard}"),
         ]
         args: list[Any] = [shard, owner, lease_s, int(winding_up)]
         reply = self.scripts["claim"](keys=keys, args=args)
@@ -155,13 +159,13 @@ class Shards:
         """Renew leases. False where the shard is no longer the caller's, or no longer to be run."""
         pipe = self.redis.pipeline(transaction=False)
         for claim in claims:
-            keys = _keys(claim.batch.id, "batch", "leased", "owners")
+            keys = shard_keys(claim.batch.id, "batch", "leased", "owners")
             self._run("hold", pipe, keys, [claim.shard.index, claim.owner, lease_s])
         return [reply == 1 for reply in pipe.execute()]
 
     def release(self, claim: Claim, *, count_attempt: bool) -> bool:
         """Hand a shard back unfinished; what was committed stays. False if it was lost already."""
-        keys = _keys(claim.batch.id, "waiting", "leased", "owners", "attempts")
+        keys = shard_keys(claim.batch.id, "waiting", "leased", "owners", "attempts")
         args: list[Any] = [claim.shard.index, claim.owner, int(count_attempt)]
         return bool(self.scripts["release"](keys=keys, args=args))
 
@@ -169,7 +173,7 @@ class Shards:
         """Write results, in one round trip."""
         pipe = self.redis.pipeline(transaction=False)
         for commit in commits:
-            keys = _keys(commit.batch_id, "batch", "owners", f"spool:{commit.shard}", "attempts")
+            keys = shard_keys(commit.batch_id, "batch", "owners", f"spool:{commit.shard}", "attempts")
             args: list[Any] = [commit.shard, commit.owner, commit.num_lines, ERROR_KINDS]
             for result in commit.results:
                 args += _line_args(result)
@@ -180,7 +184,7 @@ class Shards:
 
     def spool(self, batch_id: str, shard: int) -> list[tuple[int, str, bytes]]:
         """The committed lines of a shard in input order, as (index, outcome code, data)."""
-        (key,) = _keys(batch_id, f"spool:{shard}")
+        (key,) = shard_keys(batch_id, f"spool:{shard}")
         spool: dict[Any, Any] = self.redis.hgetall(key)
         lines = sorted((int(index), value) for index, value in spool.items())
         return [(index, value[:1].decode(), value[1:]) for index, value in lines]
@@ -188,21 +192,21 @@ class Shards:
     def seal(self, claim: Claim, segment: Segment) -> SealReply:
         """Note that the shard's segment is in the blob store, and drop the spool."""
         shard = claim.shard
-        keys = _keys(claim.batch.id, "batch", "leased", "owners", "attempts", "sealed", f"spool:{shard.index}")
+        keys = shard_keys(claim.batch.id, "batch", "leased", "owners", "attempts", "sealed", f"spool:{shard.index}")
         sizes = f"{segment.output}:{segment.error}"
         args: list[Any] = [shard.index, claim.owner, shard.num_lines, sizes, int(time.time())]
         return _text(self.scripts["seal"](keys=keys, args=args))  # type: ignore[return-value]
 
     def segments(self, batch_id: str) -> list[tuple[int, Segment]]:
         """The sealed shards, in input order."""
-        (key,) = _keys(batch_id, "sealed")
+        (key,) = shard_keys(batch_id, "sealed")
         raw: dict[Any, Any] = self.redis.hgetall(key)
         sealed = sorted((int(index), value.split(b":")) for index, value in raw.items())
         return [(index, Segment(output=int(output), error=int(error))) for index, (output, error) in sealed]
 
     def drop(self, batch_id: str) -> None:
         """Forget the shards of an ended batch."""
-        self.redis.delete(*_keys(batch_id, *_PARTS))
+        self.redis.delete(*shard_keys(batch_id, *_PARTS))
 
     def _run(self, name: str, pipe: Pipeline, keys: list[str], args: list[Any]) -> None:
         self.scripts[name](keys=keys, args=args, client=pipe)

@@ -338,3 +338,35 @@ def test_a_batch_says_more_of_itself_than_openais(api: Api) -> None:
 )
 def test_a_bad_option_is_refused_by_name(api: Api, options: Any, param: str) -> None:
     assert refusal(api, pressrun=options)["param"] == param
+
+
+def test_a_batch_is_paused_resumed_and_changed(api: Api) -> None:
+    batch = create(api)
+    validate_batch(api.backend, batch.id)
+    for action, paused in (("pause", True), ("resume", False)):
+        answer = api.http.post(f"/v1/batches/{batch.id}/{action}")
+        assert (answer.status_code, answer.json()["pressrun"]["paused"]) == (200, paused)
+    answer = api.http.post(f"/v1/batches/{batch.id}/update", json={"priority": 7, "completion_window": "3d"})
+    assert answer.json()["pressrun"]["priority"] == 7
+    assert answer.json()["expires_at"] == batch.created_at + 3 * 86400
+    assert api.http.post("/v1/batches/batch_none/pause").status_code == 404
+    api.openai.batches.cancel(batch.id)
+    assert api.http.post(f"/v1/batches/{batch.id}/pause").status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({}, None),
+        ({"priority": 1000}, "priority"),
+        ({"priority": True}, "priority"),
+        ({"completion_window": 5}, "completion_window"),
+        ({"completion_window": "31d"}, "completion_window"),
+        ({"completion_window": "1m"}, "completion_window"),
+        ({"metadata": {}}, "metadata"),
+    ],
+)
+def test_a_bad_change_is_refused_by_name(api: Api, changes: Any, param: str | None) -> None:
+    batch = create(api)
+    answer = api.http.post(f"/v1/batches/{batch.id}/update", json=changes)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
