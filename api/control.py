@@ -1,11 +1,16 @@
-"""`/v1/batches/{id}/pause` and its likes, which OpenAI does not have. The rules are `jobs/control.py`'s."""
+"""`/v1/batches/{id}/pause` and its likes, which OpenAI does not have.
+
+The rules are those of `jobs/control.py` and `jobs/retry.py`.
+"""
 
 from __future__ import annotations
+
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
-from ..jobs import control
+from ..jobs import control, retry
 from .batches import shown
 from .deps import BackendDep
 from .schemas import BatchObject
@@ -26,6 +31,16 @@ class BatchUpdate(BaseModel):
     )
 
 
+class BatchRetry(BaseModel):
+    """Which lines are to run again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    lines: Literal["failed"] | Annotated[list[StrictStr], Field(fail_fast=True)] = Field(
+        description="`failed` for every line of the error file, or up to 10,000 `custom_id`s, whatever became of them."
+    )
+
+
 @router.post("/{batch_id}/pause")
 def pause_batch(batch_id: str, backend: BackendDep) -> BatchObject:
     """Begin nothing more of a batch: lines that are running finish, and its window goes on."""
@@ -43,3 +58,9 @@ def update_batch(batch_id: str, body: BatchUpdate, backend: BackendDep) -> Batch
     """Change the priority of a batch, or extend its window."""
     changes = body.model_dump()
     return shown(backend, control.update_batch(backend, batch_id, **changes))
+
+
+@router.post("/{batch_id}/retry")
+def retry_batch(batch_id: str, body: BatchRetry, backend: BackendDep) -> BatchObject:
+    """Run lines of an ended batch again. Its next files hold each line once, the new results in place of the old."""
+    return shown(backend, retry.retry_batch(backend, batch_id, body.lines))

@@ -7,8 +7,9 @@ between them are single scripts. One process at a time ends a given batch (`batc
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -20,12 +21,13 @@ from redis.lock import Lock
 
 from .arranging import arranged_copy, in_file_order
 from .backend import Backend
-from .errors import BlobsUnavailable
+from .errors import BlobMissing, BlobsUnavailable, Conflict
 from .ids import owner_id
 from .lines import label, never_ran, requests_of
 from .policy import Candidate
 from .progress import progress_of
 from .records import ENDED, Batch, BatchError, Claim, File, Segment, ShardCommit
+from .retry import forget_lists, sort_lines
 from .store import batch_key
 from .validation import Arrangement, Reader, Validated, validate
 
@@ -71,6 +73,9 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
     batch = backend.store.batch(batch_id)
     if batch.status in ENDED or batch.num_shards:
         return
+    if batch.generation:
+        _begin_again(backend, batch, lock)
+        return
 
     def read() -> Iterator[bytes]:
         for chunk in backend.blobs_of(batch).open(batch.input_blob):
@@ -82,7 +87,7 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
     result = validate(batch, read, models=models, settings=backend.settings, answer_tokens=known)
     too_late = _too_late(backend, batch, result)
     if too_late is not None:
-        backend.store.fail(batch_id, [too_late], result.total)
+        backend.store.fail(batch_id, [too_late], result.total, generation=0)
     elif not result.errors:
         # Nothing will run in one that is being wound up, whatever its order.
         arrangement = result.arrangement if batch.closing is None else None
@@ -102,7 +107,28 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
     else:
         # One that is being wound up ends as what it was wound up for: nothing in it could have run.
         to = "failed" if batch.closing is None else FINAL[batch.closing]
-        backend.store.fail(batch_id, result.errors, result.total, to=to)
+        backend.store.fail(batch_id, result.errors, result.total, to=to, generation=0)
+
+
+def _begin_again(backend: Backend, batch: Batch, lock: Lock) -> None:
+    """Let the lines run that a batch was opened again for."""
+    try:
+        found = sort_lines(backend, batch, _renewing(lock), _scratch(backend))
+    except (BlobMissing, Conflict) as error:
+        why = BatchError(code="file_deleted", message=f"A file that the batch is made of has been deleted: {error}")
+        to = "failed" if batch.closing is None else FINAL[batch.closing]
+        backend.store.fail(batch.id, [why], batch.counts.total, to=to, generation=batch.generation)
+        return
+    backend.shards.begin(
+        batch.id,
+        found.shards,
+        model=batch.model or "",
+        total=batch.counts.total,
+        arranged=True,
+        estimated_tokens=batch.estimated_tokens,
+        generation=batch.generation,
+        kept=found.kept,
+    )
 
 
 def _too_late(backend: Backend, batch: Batch, result: Validated) -> BatchError | None:
@@ -210,13 +236,13 @@ def _end(backend: Backend, batch_id: str, lock: Lock) -> None:
         if not batch.num_shards or len(segments) < batch.num_shards:
             return
         files = {} if batch.kind == "job" else _publish(backend, batch, segments, lock)
-        backend.store.move(batch_id, FINAL[batch.closing], **files)
+        backend.store.move(batch_id, FINAL[batch.closing], generation=batch.generation, **files)
     _clean(backend, backend.store.batch(batch_id))
 
 
 def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]], lock: Lock) -> dict[str, str]:
-    """Write the output and the error file, if there is anything in them; their ids by field."""
-    files = {}
+    """Write the output and the error file, if there is anything in them; their ids by field, '' where there is not."""
+    files = {"output_file_id": "", "error_file_id": ""}
     reserved: dict[Literal["output", "error"], str] = {
         "output": batch.reserved_output_id,
         "error": batch.reserved_error_id,
@@ -246,12 +272,23 @@ def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]]
 
 def _while_locked(chunks: Iterable[bytes], lock: Lock) -> Iterator[bytes]:
     """The chunks, with the lock kept however long it takes to be rid of them."""
-    renewed = monotonic()
+    renew = _renewing(lock)
     for chunk in chunks:
+        renew()
+        yield chunk
+
+
+def _renewing(lock: Lock) -> Callable[[], None]:
+    """Keeps the lock, if it is called often."""
+    renewed = monotonic()
+
+    def renew() -> None:
+        nonlocal renewed
         if monotonic() - renewed > RENEW_S:
             _renew(lock)
             renewed = monotonic()
-        yield chunk
+
+    return renew
 
 
 def _scratch(backend: Backend) -> Path:
@@ -266,23 +303,30 @@ def _clean(backend: Backend, batch: Batch) -> None:
         return
     if batch.kind == "job":
         backend.job_blobs.delete(batch.input_blob)
-    else:
-        # If a crash of Redis took the end back, the batch would be ended again, from segments that are gone.
-        backend.store.make_durable()
-        for key in backend.blobs.list(f"segments/{batch.id}"):
-            backend.blobs.delete(key)
-        backend.blobs.delete(batch.arranged_blob)
-        _settle(backend, batch)
-    backend.shards.drop(batch.id)
-    if batch.kind == "job":
         backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)
         for part in ("output", "error"):
             backend.job_blobs.keep(batch.segment_blob(0, part), backend.settings.job_ttl_s)
-    backend.store.forget_active(batch.id)
+    else:
+        # If a crash of Redis took the end back, the batch would be ended again, from segments that are gone.
+        backend.store.make_durable()
+        _delete_segments(backend, batch)
+        _settle(backend, batch)
+    backend.shards.drop(batch)
+
+
+def _delete_segments(backend: Backend, batch: Batch) -> None:
+    """Also what a process that died has left of earlier generations. Later ones are not this one's business."""
+    for generation in range(batch.generation + 1):
+        earlier = replace(batch, generation=generation)
+        for key in backend.blobs.list(earlier.segments_folder):
+            backend.blobs.delete(key)
+        backend.blobs.delete(earlier.arranged_blob)
+    forget_lists(backend, batch)
 
 
 def _settle(backend: Backend, batch: Batch) -> None:
     """Charge the batch for what it has used, and learn from it for the estimates of others."""
     backend.store.learn_answer_tokens(batch)
     for progress in progress_of(backend.store, [batch.id]):
-        backend.lineup.settle(progress)
+        if progress.status in ENDED:
+            backend.lineup.settle(progress)

@@ -1,7 +1,7 @@
 """The things the store keeps: files, batches, shards, lines and their results.
 
 Plain frozen values. They know neither Redis nor HTTP; `store.py` writes them down, `api/` shows them.
-A batch moves only along `MOVES`.
+A batch moves only along `MOVES`; a retry opens an ended one again, as its next generation (`retry.py`).
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Batch:
     @property
     def arranged_blob(self) -> str:
         """Where the lines of an arranged batch lie in the order in which they are run."""
-        return f"arranged/{self.id}"
+        return f"arranged/{self.id}{self._suffix}"
 
     @property
     def lines_blob(self) -> str:
@@ -166,10 +166,19 @@ class Batch:
 
     def segment_blob(self, shard: int, part: Literal["output", "error"]) -> str:
         """Where the sealed results of one shard lie until the batch's files are joined."""
-        folder = "jobs" if self.kind == "job" else "segments"
         # In another order shards are other lines: no late writer may take one for the other.
         order = "arranged-" if self.arranged else ""
-        return f"{folder}/{self.id}/{order}{shard:08d}.{part}"
+        return f"{self.segments_folder}/{order}{shard:08d}.{part}"
+
+    @property
+    def segments_folder(self) -> str:
+        folder = "jobs" if self.kind == "job" else "segments"
+        return f"{folder}/{self.id}{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        """Keeps apart what belongs to different generations."""
+        return f".{self.generation}" if self.generation else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,13 +16,27 @@ from typing import Any, Literal
 from redis.client import Pipeline
 
 from .ids import owner_id
-from .records import BatchStatus, Claim, Closing, LineError, LineResult, Outcome, Segment, Shard, ShardCommit
-from .store import Store, _text, batch_key
+from .records import (
+    Batch,
+    BatchStatus,
+    Claim,
+    Closing,
+    Counts,
+    ErrorCount,
+    LineError,
+    LineResult,
+    Outcome,
+    Segment,
+    Shard,
+    ShardCommit,
+)
+from .store import ACTIVE, CARE, Store, _text, batch_key
 
 CommitReply = Literal["ok", "complete", "lost"]
 SealReply = Literal["ok", "last", "lost"]
 CODES: dict[Outcome, str] = {"succeeded": "s", "failed": "f", "unrun": "u"}
 DRAFT_TTL_S = 3600
+KEPT_SHARD = 99_999_999  # Beyond all others, however they are cut.
 MANY = 2**31
 ERROR_KINDS = 32  # So many kinds of errors are told apart in one batch.
 MAX_PARAM, MAX_MESSAGE = 64, 300
@@ -44,6 +58,15 @@ class Tended:
     spent: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Results of an earlier generation that stay as they are: their segment, if there are any, and their counters."""
+
+    segment: Segment | None
+    counts: Counts
+    errors: tuple[ErrorCount, ...]
+
+
 class Shards:
     """What workers and housekeeping do with shards. Thread-safe."""
 
@@ -63,6 +86,8 @@ class Shards:
         total: int,
         arranged: bool = False,
         estimated_tokens: int = 0,
+        generation: int = 0,
+        kept: Kept | None = None,
     ) -> bool:
         """Write down a validated batch\'s shards and let it run. A second time changes nothing, and says False."""
         draft = owner_id()
@@ -76,8 +101,11 @@ class Shards:
         pipe.expire(shards_draft, DRAFT_TTL_S)
         pipe.expire(waiting_draft, DRAFT_TTL_S)
         pipe.execute()
-        keys = [*shard_keys(batch_id, "batch", "shards", "waiting"), shards_draft, waiting_draft]
-        args: list[Any] = [int(time.time()), total, len(shards), model, int(arranged), estimated_tokens]
+        keys = [*shard_keys(batch_id, "batch", "shards", "waiting", "sealed"), shards_draft, waiting_draft]
+        num_shards = len(shards) + (kept is not None and kept.segment is not None)
+        lines_per_shard = sum(shard.num_lines for shard in shards) / len(shards)
+        args: list[Any] = [int(time.time()), total, num_shards, model, int(arranged), estimated_tokens]
+        args += [lines_per_shard, generation, *(_kept_args(kept) if kept else ())]
         return self.scripts["begin"](keys=keys, args=args) is not None
 
     def feed(self, batch_ids: Sequence[str], window: int) -> list[list[int]]:
@@ -204,9 +232,14 @@ class Shards:
         sealed = sorted((int(index), value.split(b":")) for index, value in raw.items())
         return [(index, Segment(output=int(output), error=int(error))) for index, (output, error) in sealed]
 
-    def drop(self, batch_id: str) -> None:
-        """Forget the shards of an ended batch."""
-        self.redis.delete(*shard_keys(batch_id, *_PARTS))
+    def drop(self, batch: Batch) -> bool:
+        """Forget the shards of an ended batch, and that it needs care. False if it has been opened again."""
+        keys = [*shard_keys(batch.id, "batch"), ACTIVE[batch.kind], CARE[batch.kind], *self.kept_keys(batch.id)]
+        return bool(self.scripts["drop"](keys=keys, args=[batch.id, batch.generation]))
+
+    def kept_keys(self, batch_id: str) -> list[str]:
+        """All that is kept of a batch's shards, but for their spools."""
+        return shard_keys(batch_id, *_PARTS)
 
     def _run(self, name: str, pipe: Pipeline, keys: list[str], args: list[Any]) -> None:
         self.scripts[name](keys=keys, args=args, client=pipe)
@@ -219,6 +252,18 @@ def _tended(status: bytes, closing: bytes, back: list[Any], spent: list[Any]) ->
         back=tuple(map(int, back)),
         spent=tuple(map(int, spent)),
     )
+
+
+def _kept_args(kept: Kept) -> tuple[Any, ...]:
+    segment, counts = kept.segment, kept.counts
+    counters: dict[str, Any] = {}
+    for error in kept.errors[:ERROR_KINDS]:
+        kind, message = _error_args(LineError(code=error.code, message=error.message, param=error.param))
+        counters[f"error:{kind}:"] = counters.get(f"error:{kind}:", 0) + error.count
+        counters[f"first-error:{kind}:"] = message
+    sizes = f"{segment.output}:{segment.error}" if segment else ""
+    pairs = [part for pair in counters.items() for part in pair]
+    return (KEPT_SHARD, sizes, counts.completed, counts.failed, counts.unrun, len(counters) // 2, *pairs)
 
 
 def _line_args(result: LineResult) -> tuple[Any, ...]:

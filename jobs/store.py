@@ -147,8 +147,9 @@ class Store:
         """Ids of the files that batches which have not ended are made of."""
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in self.active("batch"):
-            pipe.hget(batch_key(batch_id), "input_file_id")
-        return {_text(raw) for raw in pipe.execute() if raw}
+            # One that was opened again is also made of what it had come to before.
+            pipe.hmget(batch_key(batch_id), "input_file_id", "output_file_id", "error_file_id")
+        return {_text(raw) for found in pipe.execute() for raw in found if raw}
 
     def expired_files(self, now: float, limit: int = 1000) -> list[str]:
         """Ids of files whose time has come."""
@@ -207,11 +208,15 @@ class Store:
         """Look after all that are active: who made one may have died before it said so."""
         self.redis.zunionstore(CARE[kind], {CARE[kind]: 1, ACTIVE[kind]: 0}, aggregate="MAX")
 
-    def move(self, batch_id: str, to: BatchStatus, **fields: str) -> bool:
-        """Move a batch along `MOVES`, writing `fields` with it. False if it was in a status that forbids it."""
+    def move(self, batch_id: str, to: BatchStatus, *, generation: int | None = None, **fields: str) -> bool:
+        """Move a batch along `MOVES`, writing `fields` with it.
+
+        False if it was in a status that forbids it, or is not of the `generation` that is meant.
+        """
         origins = [origin for origin, allowed in MOVES.items() if to in allowed]
         pairs = [part for pair in fields.items() for part in pair]
-        args = [to, int(time.time()), ",".join(origins), *pairs]
+        meant = "" if generation is None else generation
+        args = [to, int(time.time()), ",".join(origins), meant, *pairs]
         was = self.scripts["move"](keys=[batch_key(batch_id)], args=args)
         if was is None:
             raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
@@ -227,10 +232,22 @@ class Store:
             raise Conflict(f"Cannot cancel a {batch.kind} with status '{batch.status}'.")
         return batch
 
-    def fail(self, batch_id: str, errors: Iterable[BatchError], total: int, *, to: BatchStatus = "failed") -> None:
+    def fail(
+        self,
+        batch_id: str,
+        errors: Iterable[BatchError],
+        total: int,
+        *,
+        to: BatchStatus = "failed",
+        generation: int | None = None,
+    ) -> None:
         """End a batch whose input cannot be run."""
         text = json.dumps([asdict(error) for error in errors])
-        self.move(batch_id, to, errors=text, total=str(total))
+        self.move(batch_id, to, generation=generation, errors=text, total=str(total))
+
+    def retry_of(self, batch_id: str) -> str:
+        """Which lines a batch was opened again for, as `reopen.lua` has noted it."""
+        return _text(self.redis.hget(batch_key(batch_id), "retry") or "")
 
     def request_stats(self) -> dict[str, int]:
         """Numbers for /health: what is known and not yet ended."""

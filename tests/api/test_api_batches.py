@@ -370,3 +370,30 @@ def test_a_bad_change_is_refused_by_name(api: Api, changes: Any, param: str | No
     batch = create(api)
     answer = api.http.post(f"/v1/batches/{batch.id}/update", json=changes)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_failed_lines_of_a_batch_are_retried(api: Api) -> None:
+    batch = create(api, request_line("a"), request_line("b"))
+    validate_batch(api.backend, batch.id)
+    busy = api.http.post(f"/v1/batches/{batch.id}/retry", json={"lines": "failed"})
+    assert (busy.status_code, busy.json()["error"]["message"]) == (
+        409,
+        "Cannot retry a batch with status 'in_progress'.",
+    )
+    seal_results(
+        api.backend,
+        batch.id,
+        lambda line: refused(line, UserError("No.")) if line.custom_id == "b" else answered(line, {}, Usage()),
+    )
+    for lines in (None, "all", [], ["c"], [1]):
+        answer = api.http.post(f"/v1/batches/{batch.id}/retry", json={"lines": lines})
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"].startswith("lines")
+    answer = api.http.post(f"/v1/batches/{batch.id}/retry", json={"lines": "failed"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "validating")
+    validate_batch(api.backend, batch.id)
+    seal_results(api.backend, batch.id, lambda line: answered(line, {}, Usage()))
+    done = api.openai.batches.retrieve(batch.id)
+    assert (done.status, done.error_file_id) == ("completed", None)
+    assert done.output_file_id
+    assert api.openai.files.content(done.output_file_id).text.count("\n") == 2

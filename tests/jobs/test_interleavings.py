@@ -18,8 +18,10 @@ from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs import arranging
 from pressrun.jobs.backend import Backend, backend_on
-from pressrun.jobs.errors import BlobMissing, Conflict
+from pressrun.jobs.control import pause_batch, resume_batch, update_batch
+from pressrun.jobs.errors import BlobMissing, Conflict, UserError
 from pressrun.jobs.records import ENDED, Batch
+from pressrun.jobs.retry import retry_batch
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import Store, batch_key
 from pressrun.jobs.submit import create_batch, create_file, create_job, job_result
@@ -35,7 +37,7 @@ NUM_SHARDS = -(-NUM_LINES // SHARD_LINES)
 NAMES = [f"c{i}" for i in range(NUM_LINES)]
 NUM_STORIES, NUM_SLICES = int(os.environ.get("PRESSRUN_TEST_STORIES", "96")), 8
 # What an action may end in because another was faster; it is tried again, as its caller would.
-LATE = (LockNotOwnedError, BlobMissing, Conflict)
+LATE = (LockNotOwnedError, BlobMissing, Conflict, UserError)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,7 @@ class Story:
         self.backend = backend
         self.chance = random.Random(seed)
         self.processes: list[Process] = []
+        self.clients: list[Process] = []
         self.batch_id: str | None = None
         self.num_runs = 0
         events: dict[Callable[[], None], float] = {
@@ -80,6 +83,9 @@ class Story:
             self.let_the_lock_lapse: self.chance.choice([0, 2, 8]),
             self.cancel: self.chance.choice([0, 0, 1, 4]),
             self.let_the_window_close: self.chance.choice([0, 0, 1, 4]),
+            self.retry: self.chance.choice([0, 2, 8]),
+            self.pause: self.chance.choice([0, 0, 2]),
+            self.extend: self.chance.choice([0, 0, 1]),
         }
         self.events, self.weights = list(events), list(events.values())
 
@@ -143,6 +149,22 @@ class Story:
         batch_id = str(self.batch_id)
         self.start(lambda backend: backend.store.cancel(batch_id))
 
+    def retry(self) -> None:
+        """A client wants what failed again, or some lines, also such as went well."""
+        batch_id = str(self.batch_id)
+        lines: Any = self.chance.choice(["failed", "failed", self.chance.sample(NAMES, 2)])
+        process = Process(self.backend, lambda backend: retry_batch(backend, batch_id, lines))
+        self.processes.append(process)
+        self.clients.append(process)
+
+    def pause(self) -> None:
+        batch_id, change = str(self.batch_id), self.chance.choice([pause_batch, resume_batch])
+        self.start(lambda backend: change(backend, batch_id))
+
+    def extend(self) -> None:
+        batch_id = str(self.batch_id)
+        self.start(lambda backend: update_batch(backend, batch_id, priority=3, completion_window="2d"))
+
     def advance(self) -> None:
         for process in self.chance.sample(self.alive(), min(1, len(self.alive()))):
             process.step(self.chance.choice([1, 1, 2, 4, 8]))
@@ -171,7 +193,7 @@ class Story:
     def end(self) -> None:
         stalled = self.chance.sample(self.alive(), len(self.alive()) // 2)
         for process in self.processes:
-            if process not in stalled:
+            if process not in stalled or process in self.clients:
                 process.kill()
         if self.exists():
             self.bring_to_an_end()
@@ -187,6 +209,7 @@ class Story:
 
     def bring_to_an_end(self) -> None:
         batch_id = str(self.batch_id)
+        self.go_on()
         for _ in range(20):
             if not self.backend.store.active("batch") + self.backend.store.active("job"):
                 return
@@ -197,6 +220,10 @@ class Story:
                 self.num_runs += 1
                 run_shard(self.backend, batch_id, shard, self.num_runs)
         raise AssertionError(f"it does not end: {self.backend.store.batch(batch_id)}")
+
+    def go_on(self) -> None:
+        if self.backend.store.batch(str(self.batch_id)).paused:
+            self.backend.redis.hset(batch_key(str(self.batch_id)), "paused", "0")
 
     def check(self) -> Batch:
         """Every line came out once, under its name and in its place, and all numbers are right."""
@@ -222,7 +249,9 @@ class Story:
         counts = batch.counts
         assert (counts.total, counts.completed, counts.unrun) == (len(names), len(completed), len(unrun))
         assert counts.failed == len(names) - len(completed) - len(unrun)
-        assert (batch.usage.input_tokens, batch.usage.output_tokens) == (len(completed), sum(completed))
+        assert sum(error.count for error in batch.common_errors) == counts.failed
+        used = batch.usage.input_tokens, batch.usage.output_tokens
+        assert used == (len(completed), sum(completed)) or (batch.generation and used > (len(completed), 0))
 
     def lines(self, file_id: str | None) -> Iterator[Any]:
         if file_id is not None:
