@@ -53,7 +53,8 @@ LAST_WORDS_S = 5.0  # How long a stopping worker waits for Redis.
 SAME_SIGNAL_S = 1.0  # Ctrl-C and a supervisor's SIGTERM are one wish, if they come together.
 TICK_S = 0.02
 LOOK_S = 1.0
-CARD_S = 10.0
+BEAT_S = 10.0
+CARD_S = 2.0  # The card tells the measured speed, which ETAs are made of.
 MOST_TICKETS = 512
 
 
@@ -270,7 +271,7 @@ class PressrunWorker(RqDesk):
     def _look_around(self) -> None:
         if self._is_due("look", LOOK_S):
             self._suspended = self._patiently(self.suspended)
-        if self._is_due("beat", min(self.backend.settings.lease_s / 3, CARD_S)):
+        if self._is_due("beat", min(self.backend.settings.lease_s / 3, BEAT_S)):
             self._patiently(lambda: self.beat([shard.ticket for shard in self.ledger]))
         if self._is_due("card", CARD_S):
             self._touch_model()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from pressrun.jobs import lineup
 from pressrun.jobs.backend import Backend
 from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.lineup import READY
@@ -60,6 +61,13 @@ def test_tenants_are_fed_in_turns_whatever_the_number_and_size_of_their_batches(
     counted = Counter(fed_in_order(backend, 36))
     assert counted[alone.id] == 18
     assert [counted[batch.id] for batch in crowd] == [6, 6, 6]
+
+
+def test_a_weight_is_a_share_of_what_is_fed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lineup, "tenant_weights", lambda _store: {"heavy": 3.0})
+    heavy, light = (in_line(backend, 400, tenant=tenant) for tenant in ("heavy", "light"))
+    counted = Counter(fed_in_order(backend, 40))
+    assert (counted[heavy.id], counted[light.id]) == (30, 10)
 
 
 def test_a_batch_that_is_fed_to_its_end_leaves_the_line(backend: Backend) -> None:
