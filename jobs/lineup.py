@@ -106,7 +106,9 @@ class Lineup:
         line = self.read()
         with self._lock:
             if self._forecast is None or self._line is not line:
+                started = time.monotonic()
                 self._forecast = line.forecast()
+                self._read_again_at += (time.monotonic() - started) / BUSY_SHARE
             return self._forecast
 
     def foresee(self, candidate: Candidate) -> Foreseen | None:

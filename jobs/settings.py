@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     job_ttl_s: int = Field(86400, ge=60, description="Seconds that a finished native job can be polled.")
 
     shard_lines: int = Field(64, ge=1, description="Most lines in one shard, the unit that a worker claims.")
-    feed_window: int = Field(64, ge=2, description="Most shards of batches that wait in RQ for each live worker.")
+    feed_window: int = Field(64, ge=1, description="Most shards of batches that wait in RQ for each live worker.")
     lease_s: float = Field(30.0, ge=1, description="Seconds after which a silent worker's shards go to others.")
     max_attempts: int = Field(
         10, ge=1, description="Claims of a shard in a row without one finished line before its lines fail."

@@ -257,10 +257,11 @@ def _tended(status: bytes, closing: bytes, back: list[Any], spent: list[Any]) ->
 def _kept_args(kept: Kept) -> tuple[Any, ...]:
     segment, counts = kept.segment, kept.counts
     counters: dict[str, Any] = {}
-    for error in kept.errors[:ERROR_KINDS]:
+    for place, error in enumerate(kept.errors):
         kind, message = _error_args(LineError(code=error.code, message=error.message, param=error.param))
+        kind = kind if place < ERROR_KINDS else "other"
         counters[f"error:{kind}:"] = counters.get(f"error:{kind}:", 0) + error.count
-        counters[f"first-error:{kind}:"] = message
+        counters.setdefault(f"first-error:{kind}:", message)
     sizes = f"{segment.output}:{segment.error}" if segment else ""
     pairs = [part for pair in counters.items() for part in pair]
     return (KEPT_SHARD, sizes, counts.completed, counts.failed, counts.unrun, len(counters) // 2, *pairs)

@@ -286,7 +286,8 @@ class Store:
             if seen < now - MODEL_TTL_S:
                 self.redis.hdel(MODELS, worker)
                 continue
-            cards.append(ModelCard(**fields))
+            # A worker of a later version may say more.
+            cards.append(ModelCard(**{name: fields[name] for name in fields if name in ModelCard.__dataclass_fields__}))
         return cards
 
     def answer_tokens(self) -> dict[str, float]:

@@ -20,21 +20,25 @@ from ..jobs.policy import Turns, raised_floors, shares_within
 from ..jobs.progress import progress_of
 from ..jobs.queue import enqueue, forget, queue_length
 
-LOCK = "pressrun:feeding"
-SHRINK = 0.99  # By a look at which some were left.
+LOCK, LOCK_S = "pressrun:feeding", 5.0  # Much longer than a round takes, and shorter than what workers have in hand.
+FIRST, LEAST = 8, 2  # Shards for each worker.
+GROWTH, SHRINK = 4, 0.99  # By a look at which none, and some, were left.
 
 
 class Window:
-    """How many shards may wait in RQ: twice as many each time that none were left, and slowly fewer otherwise."""
+    """How many shards may wait in RQ: many more whenever none were left, and slowly fewer otherwise."""
 
     def __init__(self) -> None:
-        self._size = 0.0
+        self._size: float | None = None
 
     def size(self, num_left: int, *, num_workers: int, most: int) -> int:
-        """The size now; it stays between two and `most` shards a worker."""
+        """The size now; it stays between `LEAST` and `most` shards a worker."""
         workers = max(1, num_workers)
-        self._size *= SHRINK if num_left else 2
-        self._size = min(max(self._size, 2.0 * workers), float(most * workers))
+        if self._size is None:
+            self._size = FIRST * workers
+        else:
+            self._size *= SHRINK if num_left else GROWTH
+        self._size = min(max(self._size, LEAST * workers), most * workers)
         return int(self._size)
 
 
@@ -62,7 +66,7 @@ class Feeder:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        lock = self._backend.redis.lock(LOCK, timeout=self._backend.settings.lease_s, blocking=False)
+        lock = self._backend.redis.lock(LOCK, timeout=LOCK_S, blocking=False)
         if not lock.acquire():
             yield False
             return
@@ -83,6 +87,8 @@ class Feeder:
             # such as the job of a worker that died.
             forget(self._backend.redis, "batch", queued)
             enqueue(self._backend.redis, "batch", queued)
+        if len(queued) < room:
+            self._backend.lineup.read_anew()  # There is more by now, or less than it seemed.
         self._tell(list(wanted))
         return list(wanted)
 
@@ -93,10 +99,7 @@ class Feeder:
             self._line = line
             lineup.raise_floors(raised_floors(line.candidates, line.ledgers))
             self._turns = Turns(line.candidates, line.ledgers, rate=line.rate, now=time.time())
-        order = self._turns.take(room)
-        if len(order) < room:
-            lineup.read_anew()  # There may be more by now.
-        return order
+        return self._turns.take(room)
 
     def _tell(self, batch_ids: list[str]) -> None:
         """What was fed is charged for, and who has nothing left leaves the line."""

@@ -51,7 +51,7 @@ def test_a_batch_that_comes_later_with_a_higher_priority_is_fed_first(backend: B
     feeder = Feeder(backend)
     feeder.feed()
     urgent = in_line(backend, 12, priority=7)
-    assert queued_shards(backend) == [(huge.id, 0), (huge.id, 1)]
+    assert queued_shards(backend) == [(huge.id, shard) for shard in range(8)]
     assert fed_in_order(backend, 6) == [urgent.id] * 3 + [huge.id] * 3
 
 
@@ -112,12 +112,11 @@ def test_nobody_feeds_while_another_does(backend: Backend) -> None:
 
 def test_the_window_grows_while_nothing_is_left_and_shrinks_slowly() -> None:
     window = Window()
-    sizes = [window.size(0, num_workers=2, most=16) for _ in range(5)]
-    assert sizes == [4, 8, 16, 32, 32]
-    for _ in range(300):
-        size = window.size(1, num_workers=2, most=16)
+    assert [window.size(0, num_workers=2, most=64) for _ in range(4)] == [16, 64, 128, 128]
+    for _ in range(500):
+        size = window.size(1, num_workers=2, most=64)
     assert size == 4
-    assert window.size(0, num_workers=0, most=16) == 8
+    assert window.size(0, num_workers=0, most=64) == 16
 
 
 def test_ten_thousand_batches_of_a_thousand_tenants_cost_little(backend: Backend) -> None:

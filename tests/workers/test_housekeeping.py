@@ -116,17 +116,16 @@ def test_a_batch_goes_from_creation_to_its_files(backend: Backend) -> None:
     assert queue_length(backend) == 0
 
 
-def test_no_more_is_in_rq_than_will_soon_be_taken(backend: Backend) -> None:
+def test_no_more_is_in_rq_than_a_window(backend: Backend) -> None:
     batch = new_batch(backend, 200)
     with housekeepers(backend, 2):
-        until(lambda: queue_length(backend) == 2)
+        until(lambda: queue_length(backend) == 3)
         time.sleep(0.3)
-        assert queue_length(backend) == 2
-        assert len(backend.redis.keys(f"rq:job:{batch.id}*")) == 2
-        assert queued_shards(backend) == [(batch.id, 0), (batch.id, 1)]
-        until(lambda: queue_length(backend) == 3)  # None were left, so more are kept ready: up to the limit.
-        time.sleep(0.3)
-        assert queued_shards(backend) == [(batch.id, 2), (batch.id, 3), (batch.id, 4)]
+        assert queue_length(backend) == 3
+        assert len(backend.redis.keys(f"rq:job:{batch.id}*")) == 3
+        assert queued_shards(backend) == [(batch.id, shard) for shard in range(3)]
+        until(lambda: queue_length(backend) == 3)
+        assert queued_shards(backend) == [(batch.id, shard) for shard in range(3, 6)]
 
 
 def test_a_batch_of_bad_lines_fails_and_nothing_is_left_to_do(backend: Backend) -> None:
@@ -224,7 +223,7 @@ def test_a_batch_that_ends_early_answers_every_line(backend: Backend, when: str,
     batch = new_batch(backend, 20)
     if when == "half done":
         with housekeepers(backend):
-            until(lambda: queue_length(backend) == 2)
+            until(lambda: queue_length(backend) == 3)
         run_shard(backend, *queued_shards(backend)[0])
     if why == "cancelled":
         backend.store.cancel(batch.id)
