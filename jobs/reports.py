@@ -88,8 +88,10 @@ def standing_of(batch: Batch, num_running: int) -> Standing:
 def _outlook(backend: Backend, batch: Batch, progress: Progress | None) -> tuple[int | None, int | None, bool | None]:
     if progress is None or progress.status != "in_progress" or progress.paused:
         return None, None, None
-    foreseen = backend.lineup.forecast().of(batch.id)
-    if foreseen is not None and progress.waiting:
+    if progress.waiting:
+        foreseen = backend.lineup.forecast().of(batch.id)
+        if foreseen is None:
+            return None, None, None  # It has come into line just now.
         ends_at = None if foreseen.ends_at is None else int(foreseen.ends_at)
         return foreseen.place, ends_at, foreseen.feasible
     rate = backend.lineup.read().rate

@@ -29,6 +29,7 @@ from .submit import find_batch, parse_window
 FAILED = "failed"
 MOST_NAMED = 10_000  # Lines in one request.
 CHUNK = 2**20
+ANY_LENGTH = 2**62  # What was taken once is not judged again.
 Part = Literal["output", "error"]
 
 
@@ -193,7 +194,7 @@ class _Results:
 
     def __init__(self, backend: Backend, file_id: str | None) -> None:
         chunks: Iterable[bytes] = backend.blobs.open(f"files/{file_id}") if file_id else ()
-        self._lines = (raw for _, raw in split_lines(chunks, longest=2**62))
+        self._lines = (raw for _, raw in split_lines(chunks, longest=ANY_LENGTH))
         self._advance()
 
     def take(self) -> bytes:
@@ -219,7 +220,7 @@ def _requests(backend: Backend, batch: Batch) -> Iterator[tuple[int, bytes]]:
     except BlobMissing as error:
         message = f"Cannot retry the batch: its file '{batch.input_file_id}' has been deleted."
         raise Conflict(message, param="id", code="file_deleted") from error
-    lines = (raw for _, raw in split_lines(chunks, longest=backend.settings.max_batch_bytes) if raw.strip())
+    lines = (raw for _, raw in split_lines(chunks, longest=ANY_LENGTH) if raw.strip())
     return enumerate(lines)
 
 

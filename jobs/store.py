@@ -200,9 +200,14 @@ class Store:
         """Batches or jobs that nobody has looked at for the interval; now the caller does."""
         return [_text(raw) for raw in self.scripts["due"](keys=[CARE[kind]], args=[most, interval_s])]
 
-    def look_at(self, batch_id: str) -> None:
-        """Have housekeeping look at a batch next. Where this is lost, it does so in its turn."""
-        self.redis.zadd(CARE["batch"], {batch_id: 0})
+    def look_at(self, *batch_ids: str) -> None:
+        """Have housekeeping look at batches next. Where this is lost, it does so in its turn."""
+        self.redis.zadd(CARE["batch"], dict.fromkeys(batch_ids, 0))
+
+    def let_rest(self, until: Mapping[str, float]) -> None:
+        """Have nobody look at batches before the given times, unless `look_at` asks for it."""
+        if until:
+            self.scripts["rest"](keys=[CARE["batch"]], args=[part for pair in until.items() for part in pair])
 
     def remember_care(self, kind: BatchKind) -> None:
         """Look after all that are active: who made one may have died before it said so."""

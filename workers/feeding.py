@@ -108,3 +108,4 @@ class Feeder:
         standings = shares_within(self._line.candidates)
         starts = {batch_id: standings[batch_id].had for batch_id in batch_ids}
         self._backend.lineup.note(progress_of(self._backend.store, batch_ids), starts)
+        self._backend.store.look_at(*batch_ids)

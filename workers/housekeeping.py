@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 # Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
 TICK_S, CARE_S, JOBS_S, LOST_S, FILES_S = 0.05, 0.2, 1.0, 5.0, 60.0
 RETRY_S = 1.0
-MOST_BATCHES, MOST_JOBS = 200, 2000  # To look at in one tick.
+REST_S = 30.0  # A batch that nobody has in hand needs no care: who changes it asks for a look.
+MOST_BATCHES, MOST_JOBS = 100, 2000  # To look at in one tick.
 KINDS: tuple[BatchKind, ...] = ("batch", "job")
 Task = Callable[[Backend, str], None]
 
@@ -97,9 +98,11 @@ class Housekeeper:
         if not batch_ids:
             return
         self._care(batch_ids)
-        standing = progress_of(self.backend.store, batch_ids)
+        standing, now = progress_of(self.backend.store, batch_ids), time.time()
         self.backend.lineup.note(standing)
         self._fed |= {batch.id for batch in standing if batch.queued}
+        idle = (batch for batch in standing if batch.status == "in_progress" and not batch.queued + batch.leased)
+        self.backend.store.let_rest({batch.id: min(now + REST_S, batch.expires_at) for batch in idle})
 
     def _care(self, batch_ids: list[str]) -> None:
         tended = self.backend.shards.tend(batch_ids, self.backend.settings.max_attempts)

@@ -48,7 +48,7 @@ def arranging_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def every_tick_looks_at_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CARE_S", "JOBS_S"):
+    for name in ("CARE_S", "JOBS_S", "REST_S"):
         monkeypatch.setattr(housekeeping, name, 0.0)
 
 

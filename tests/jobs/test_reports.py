@@ -97,6 +97,7 @@ def test_however_many_kinds_of_errors_there_are_memory_is_bounded(backend: Backe
 
 def test_place_and_eta_are_told_while_something_waits(backend: Backend, make_batch: MakeBatch) -> None:
     first, second = (make_batch([chat_line(f"c{i}", max_tokens=99) for i in range(8)]) for _ in range(2))
+    backend.redis.hset(batch_key(second.id), "created_at", first.created_at + 1)
     for batch in (first, second):
         assert (report(backend, batch).queue_place, report(backend, batch).eta) == (None, None)
         in_line(backend, batch)
