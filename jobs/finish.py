@@ -27,7 +27,7 @@ from .lines import label, never_ran, requests_of
 from .policy import Candidate
 from .progress import progress_of
 from .records import ENDED, Batch, BatchError, Claim, File, Segment, ShardCommit
-from .retry import forget_lists, sort_lines
+from .reopening import forget_lists, sort_lines
 from .store import batch_key
 from .validation import Arrangement, Reader, Validated, validate
 
