@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from .. import __version__
 from ..jobs.backend import connect
 from ..jobs.settings import Settings, load_settings
-from . import batches, control, files, health, jobs, models
+from . import batches, control, files, health, jobs, models, uploads, webhooks
 from .edge import Edge
 from .errors import install_error_handlers
 from .schemas import ErrorBody
@@ -30,6 +30,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.backend = await to_thread.run_sync(connect, settings)
         app.state.health_threads = health.health_threads()
+        app.state.test_threads = webhooks.test_threads()
         try:
             yield
         finally:
@@ -44,6 +45,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(Edge, settings=settings)
     install_error_handlers(app)
-    for part in (files, batches, control, jobs, models, health):
+    for part in (files, uploads, batches, control, jobs, models, webhooks, health):
         app.include_router(part.router)
     return app

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation, StrictBool, StrictInt
 
 from ..jobs import submit
 from ..jobs.backend import Backend
-from ..jobs.errors import UserError
 from ..jobs.records import Batch
 from ..jobs.reports import reports_of
 from .deps import BackendDep
+from .expiry import ExpiresAfter, seconds_of
 from .schemas import BatchObject, ListOf
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
@@ -44,7 +44,9 @@ class BatchCreate(BaseModel):
     metadata: SkipValidation[dict[str, str] | None] = Field(
         None, description="At most 16 pairs: keys of at most 64 characters, values of at most 512."
     )
-    output_expires_after: Any = Field(None, description="Not supported yet: anything but null is refused.")
+    output_expires_after: ExpiresAfter | None = Field(
+        None, description="How long the output and the error file are kept. Without it, until they are deleted."
+    )
     pressrun: BatchOptions = Field(BatchOptions(), description="What OpenAI's batches do not have.")
 
 
@@ -60,9 +62,6 @@ class BatchQuery(BaseModel):
 @router.post("")
 def create_batch(body: BatchCreate, backend: BackendDep) -> BatchObject:
     """Run every line of a file. What is wrong with the lines shows in the batch's `errors` once it is validated."""
-    if body.output_expires_after is not None:
-        message = "'output_expires_after' is not supported yet; remove it. Output files are kept until deleted."
-        raise UserError(message, param="output_expires_after", code="unsupported_parameter")
     batch = submit.create_batch(
         backend,
         input_file_id=body.input_file_id,
@@ -71,6 +70,7 @@ def create_batch(body: BatchCreate, backend: BackendDep) -> BatchObject:
         metadata=body.metadata,
         priority=body.pressrun.priority,
         strict=body.pressrun.strict,
+        output_ttl_s=seconds_of(body.output_expires_after),
     )
     return shown(backend, batch)
 

@@ -1,12 +1,13 @@
 """The outermost layer of the app: a request id for every answer, a limit on every body, a 500 for every surprise.
 
 A body is counted as it arrives, whatever it declares, so that none can fill the memory or the disk. Knows no route
-but the one that takes files.
+but those that take files.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,11 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..jobs.errors import UserError
 from ..jobs.ids import new_id
 from ..jobs.settings import Settings
+from ..jobs.uploads import MAX_PART_BYTES
 from .errors import Refused, error_response
 
 log = logging.getLogger("pressrun.api")
 
 UPLOAD_PATH = "/v1/files"
+PART_PATH = re.compile(r"/v1/uploads/[^/]+/parts")
 FRAMING = 64 * 2**10  # What multipart's headers and fields, or the JSON around a line, may add.
 
 
@@ -50,13 +53,19 @@ class Edge:
             code="file_too_large",
             param="file",
         )
+        self.part = Limit(size=MAX_PART_BYTES, setting="the most for a part", code="file_too_large", param="data")
         self.other = Limit(size=settings.max_line_bytes, setting="PRESSRUN_MAX_LINE_BYTES", code="request_too_large")
+
+    def _limit(self, path: str) -> Limit:
+        if path == UPLOAD_PATH:
+            return self.upload
+        return self.part if PART_PATH.fullmatch(path) else self.other
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request_id = new_id("req_")
-        limit = self.upload if scope["path"] == UPLOAD_PATH else self.other
+        limit = self._limit(scope["path"])
         received, started = 0, False
 
         async def receive_some() -> Message:

@@ -5,7 +5,7 @@
 | `UserError` and its kind | its own status and fields |
 | what pydantic finds in a request | 400, named as OpenAI names it |
 | an unknown path or method, a body that cannot be read | 404, 405, 400 |
-| Redis away, loading, full or read-only | 503 with `Retry-After`: clients try again by themselves |
+| Redis or the blob store away, loading, full or read-only | 503 with `Retry-After`: clients try again by themselves |
 | anything else | 500 without its inner text, which goes to the log (`edge.py`) |
 """
 
@@ -19,26 +19,19 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ResponseError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ..jobs.errors import BlobsUnavailable, Conflict, StoreUnavailable, UserError
+from ..jobs.away import PASSING, passes
+from ..jobs.errors import Conflict, StoreUnavailable, UserError
 from ..jobs.invalid import invalid_type, user_error
 
 log = logging.getLogger("pressrun.api")
 
-AWAY: tuple[type[Exception], ...] = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    ReadOnlyError,
-    OutOfMemoryError,
-    StoreUnavailable,
-    BlobsUnavailable,
-)
+AWAY: tuple[type[Exception], ...] = (*PASSING, StoreUnavailable)
 RETRY_AFTER_S = 1
+FILE_FIELDS = (("body", "file"), ("body", "data"))
 
 
 class Refused(HTTPException):
@@ -56,6 +49,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
     for away in AWAY:
         app.add_exception_handler(away, _on_away)
+    app.add_exception_handler(ResponseError, _on_response_error)
 
 
 def error_response(error: UserError, headers: Mapping[str, str] | None = None) -> Response:
@@ -89,6 +83,12 @@ async def _on_away(request: Request, error: Exception) -> Response:
     return error_response(answer, {"Retry-After": str(RETRY_AFTER_S)})
 
 
+async def _on_response_error(request: Request, error: Exception) -> Response:
+    if not passes(error):
+        raise error
+    return await _on_away(request, error)
+
+
 def _from_starlette(request: Request, error: HTTPException) -> UserError:
     method, path = request.method, request.url.path
     if error.status_code == 404:
@@ -108,8 +108,8 @@ def _from_pydantic(errors: Any) -> UserError:
             return UserError(f"The request body is not valid JSON: {reason} at character {position}.")
         if error["loc"] == ("body",):
             return _unusable_body(error)
-        if error["loc"] == ("body", "file") and error["type"] == "value_error":
-            return invalid_type("file", "a file", error["input"])
+        if error["loc"] in FILE_FIELDS and error["type"] == "value_error":
+            return invalid_type(error["loc"][-1], "a file", error["input"])
     return user_error([error | {"loc": _plain(error["loc"])} for error in errors], skip=1)
 
 

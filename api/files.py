@@ -73,7 +73,7 @@ def upload_file(form: Annotated[Upload, Form(media_type="multipart/form-data")],
         backend,
         filename=form.file.filename or "upload",
         purpose=form.purpose,
-        chunks=_chunks(form.file.file),
+        chunks=chunks_of(form.file.file),
         expires_after_s=form.seconds,
     )
     return FileObject.of(file)
@@ -134,7 +134,8 @@ def _relayed(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
     yield from chunks
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
+def chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    """What a form's file holds."""
     return iter(lambda: file.read(CHUNK), b"")
 
 

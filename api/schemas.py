@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from ..jobs.records import Batch, BatchStatus, File, ModelCard
 from ..jobs.reports import MOST_ERRORS, Report
+from ..jobs.uploads import Part, Upload, UploadStatus
 
 T = TypeVar("T", bound="Identified")
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
@@ -76,6 +77,44 @@ class FileObject(Identified):
             purpose=file.purpose,
             status=file.status,
         )
+
+
+class UploadObject(Identified):
+    """A file that is uploaded in parts; `file` is there once it is completed."""
+
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: UploadStatus
+    file: FileObject | None
+
+    @classmethod
+    def of(cls, upload: Upload, file: FileObject | None) -> UploadObject:
+        return cls(
+            id=upload.id,
+            bytes=upload.bytes,
+            created_at=upload.created_at,
+            expires_at=upload.expires_at,
+            filename=upload.filename,
+            purpose=upload.purpose,
+            status=upload.status,
+            file=file,
+        )
+
+
+class UploadPartObject(Identified):
+    """Some of an upload's bytes."""
+
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
+
+    @classmethod
+    def of(cls, part: Part) -> UploadPartObject:
+        return cls(id=part.id, created_at=part.created_at, upload_id=part.upload_id)
 
 
 class FileDeleted(Identified):

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from pressrun.bench.ceilings import copy_gbps, graph_milliseconds, matmul_tflops
-from pressrun.kernels import checks, paged_attention, rms_norm, rotate_and_write, sample, silu_mul
+from pressrun.kernels import checks, gated_product, paged_attention, rms_norm, rotate_and_write, sample, silu_mul
 from pressrun.kernels.paged_attention import SharedLevel, SharedPrefixes
+from pressrun.kernels.reference import gated_product as reference_gated_product
 from pressrun.kernels.reference import paged_attention as reference_paged_attention
 from pressrun.kernels.reference import rms_norm as reference_rms_norm
 from pressrun.kernels.reference import rotate_and_write as reference_rotate_and_write
@@ -103,8 +104,24 @@ def bench_elementwise(bench: Bench, model: Model, num_tokens: int) -> None:
     bench.bytes_moved("rms_norm", name, 2 * x.nbytes, lambda: rms_norm.rms_norm(*norm))
     _check("silu_mul", lambda: silu_mul.silu_mul(gate_up), lambda: reference_silu_mul.silu_mul(gate_up))
     bench.bytes_moved("silu_mul", name, gate_up.nbytes * 3 // 2, lambda: silu_mul.silu_mul(gate_up))
+    bench_gated_product(bench, model, num_tokens)
     for normed, pages_dtype in ((False, DTYPE), (True, DTYPE), (True, torch.float8_e4m3fn)):
         bench_rotate_and_write(bench, model, num_tokens, normed, pages_dtype)
+
+
+def bench_gated_product(bench: Bench, model: Model, num_tokens: int) -> None:
+    """A feed-forward layer's first products with its activation, and beside it cuBLAS with the activation apart."""
+    x = _randn(num_tokens, model.hidden)
+    weight = _randn(2 * model.intermediate, model.hidden).mul_(model.hidden**-0.5)
+    name = f"{model.name}, {num_tokens} tokens"
+    num_operations = 2 * num_tokens * weight.numel()
+    _check(
+        "gated_product",
+        lambda: gated_product.gated_product(x, weight),
+        lambda: reference_gated_product.gated_product(x, weight),
+    )
+    bench.operations("gated_product", name, num_operations, lambda: gated_product.gated_product(x, weight))
+    bench.operations("in two", name, num_operations, lambda: silu_mul.silu_mul(torch.nn.functional.linear(x, weight)))
 
 
 def bench_rotate_and_write(bench: Bench, model: Model, num_tokens: int, normed: bool, pages_dtype: torch.dtype) -> None:
@@ -157,8 +174,8 @@ def bench_sample(bench: Bench, num_rows: int, vocab_size: int) -> None:
             top_k_R=torch.full((num_rows,), top_k, dtype=torch.int32, device="cuda"),
             seed_R2=torch.randint(0, 2**31 - 1, (num_rows, 2), dtype=torch.int32, device="cuda"),
         )
-        run = partial(sample.sample, logits, rows, rows, rows, params)
-        same = float((run() == reference_sample.sample(logits, rows, rows, rows, params)).float().mean())
+        run = partial(sample.sample, logits, rows, rows, params)
+        same = float((run() == reference_sample.sample(logits, rows, rows, params)).float().mean())
         # Only rounding sets the two apart, where two tokens or a limit and a token are as good as equal.
         assert same > 0.98, f"sample, {kind}: {1 - same:.1%} of the tokens are others"
         bench.bytes_moved("sample", f"{num_rows} × {vocab_size}, {kind}", logits.nbytes, run)
@@ -222,7 +239,7 @@ def main() -> int:
     bench = Bench()
     print(f"{torch.cuda.get_device_name()}: copy {bench.copy_gbps:.0f} GB/s, product {bench.matmul_tflops:.0f} TFLOP/s")
     for model in MODELS:
-        for num_tokens in (256, 8192):
+        for num_tokens in (256, 1024, 8192):
             bench_elementwise(bench, model, num_tokens)
         for num_rows, context in ((8, 4096), (64, 2048), (256, 512), (256, 2048), (1024, 512), (1024, 2048)):
             bench_attention(bench, model, [(1, context)] * num_rows, f"{num_rows} × {context}")

@@ -13,6 +13,7 @@ from .. import __version__
 from ..jobs.errors import PressrunError, SettingsError
 from ..jobs.settings import Settings
 from .flags import API_FIELDS, EVERYWHERE, MODEL_FIELDS, takes_settings
+from .webhooks import app as webhooks
 
 EXIT_ERROR, EXIT_SETTINGS = 1, 2
 
@@ -38,6 +39,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+app.add_typer(webhooks, name="webhooks")
 
 
 def _version(asked: bool) -> None:

@@ -62,11 +62,10 @@ class Engine:
             device=loaded.device,
             num_graphed_tokens=sizes.num_graphed_tokens,
         )
-        shares_reading = loaded.device.type == "cuda" and not any(loaded.config.windows)
+        on_gpu, windowed = loaded.device.type == "cuda", any(loaded.config.windows)
+        shares_reading = config.enable_prefix_caching and on_gpu and not windowed
         try:
-            self._runner.warm_up(
-                num_paced_tokens=sizes.num_paced_tokens, shares_reading=shares_reading and config.enable_prefix_caching
-            )
+            self._runner.warm_up(num_paced_tokens=sizes.num_paced_tokens, shares_reading=shares_reading)
         except torch.OutOfMemoryError as e:
             raise OutOfMemory(
                 f"captured steps do not fit beside the KV cache: lower gpu_memory_utilization "
@@ -78,6 +77,7 @@ class Engine:
             max_num_batched_tokens=sizes.num_step_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
             shares_reading=shares_reading,
+            min_spared_tokens=self._runner.spared_tokens_worth_sharing(),
             min_paced_tokens=sizes.num_paced_tokens,
         )
         self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode)

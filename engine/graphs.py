@@ -1,7 +1,7 @@
 """CUDA graphs of whole steps, one for each shape that is worth it (`shapes.py`).
 
 Steps smaller than their shape are padded with rows that have no tokens and tokens that are nobody's. All graphs share
-one memory pool, because only one runs at a time, and leave their logits in one place. Knows nothing of the model.
+one memory pool, because only one runs at a time, and leave logits and draws in one place. Knows nothing of the model.
 
 R rows of the engine, V vocabulary.
 """
@@ -9,6 +9,7 @@ R rows of the engine, V vocabulary.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..kernels.paged_attention import SharedPrefixes
 from ..kernels.step_inputs import StepInputs
 from .prefixes import NUM_LEVELS, NUM_SPANS, shared_prefixes
+from .sampling import Drawn
 from .shapes import Shape, Shapes
 
 log = logging.getLogger(__name__)
@@ -29,26 +31,27 @@ MOST_GRAPHS = 256
 
 
 class Compute(Protocol):
-    """A step's logits, from inputs, what its rows share, and the longest query."""
+    """A step's logits and draws, from inputs, what its rows share, and the longest query."""
 
     def __call__(
         self,
         inputs: StepInputs,
         shared: SharedPrefixes,
         max_query_len: int | None,
-        out: Tensor | None = None,
-    ) -> Tensor: ...
+        out: Drawn | None = None,
+    ) -> Drawn: ...
 
 
 class StepGraphs:
-    """`shape = shape(…)`; fill `inputs(shape, …)`; `run(shape, inputs, compute)` computes the logits.
+    """`shape = shape(…)`; fill `inputs(shape, …)`; `run(shape, inputs, compute)` computes logits and draws.
 
     Mixed steps are captured up to `max_mixed_tokens`.
     """
 
     def __init__(self, logits_RV: Tensor, max_mixed_tokens: int) -> None:
-        self._logits_RV = logits_RV
         max_rows = len(logits_RV)
+        tokens_R = torch.zeros(max_rows, dtype=torch.int64, device=logits_RV.device)
+        self._drawn = Drawn(logits_SV=logits_RV, tokens_S=tokens_R)
         self.shapes = Shapes(max_rows, max_mixed_tokens)
         self._inputs = StepInputs.empty(self.shapes.max_tokens, max_rows, logits_RV.device)
         num_words = NUM_LEVELS * (3 * NUM_SPANS + 1) + max_rows
@@ -71,8 +74,8 @@ class StepGraphs:
         self._shared[: len(shared)].copy_(shared)
         return self._inputs.narrowed(shape.num_tokens, shape.num_rows)
 
-    def run(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Tensor:
-        """Compute the logits, by a graph if this shape has been run before. The next run overwrites them."""
+    def run(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Drawn:
+        """Compute the step, by a graph if this shape has been run before. The next run overwrites what it leaves."""
         graph = self._graphs.get(shape)
         if graph is None and shape in self._has_run and len(self._graphs) < self._most_graphs:
             try:
@@ -81,11 +84,11 @@ class StepGraphs:
                 self._most_graphs = len(self._graphs)
                 log.warning("no memory for more than %d graphs, so none of %s: %s", self._most_graphs, shape, e)
         if graph is None:
-            logits_SV = self._step(shape, inputs, compute)
+            drawn = self._step(shape, inputs, compute)
             self._has_run.add(shape)
-            return logits_SV
+            return drawn
         graph.replay()
-        return self._logits_RV[: shape.num_rows]
+        return self._drawn.narrowed(shape.num_rows)
 
     def drop_slow_sizes(self) -> None:
         """Forget each captured size that takes as long as a larger one: products of some sizes are slow."""
@@ -93,7 +96,7 @@ class StepGraphs:
         best = float("inf")
         for size in reversed(self.shapes.sizes):
             shape = self.shapes.decodes(size)
-            milliseconds = self._replay_milliseconds(self._graphs[shape])
+            milliseconds = gpu_milliseconds(self._graphs[shape].replay)
             if milliseconds < best:
                 best = milliseconds
                 kept.append(size)
@@ -101,19 +104,15 @@ class StepGraphs:
                 del self._graphs[shape]
         self.shapes.sizes = kept[::-1]
 
-    def _replay_milliseconds(self, graph: torch.cuda.CUDAGraph) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        graph.replay()
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
+    def milliseconds(self, shape: Shape) -> float | None:
+        """What a captured step takes on the inputs that were filled in for it last; None if it was not captured."""
+        graph = self._graphs.get(shape)
+        return None if graph is None else gpu_milliseconds(graph.replay)
 
-    def _step(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Tensor:
+    def _step(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Drawn:
         shared = shared_prefixes(self._shared, shape.num_levels)
         shared = replace(shared, own_first_keys=shared.own_first_keys[: shape.num_rows])
-        return compute(inputs, shared, None if shape.mixed else 1, self._logits_RV[: shape.num_rows])
+        return compute(inputs, shared, None if shape.mixed else 1, self._drawn.narrowed(shape.num_rows))
 
     def _capture(self, shape: Shape, inputs: StepInputs, compute: Compute) -> torch.cuda.CUDAGraph:
         """Record a step without running it, and without waiting for what runs."""
@@ -129,3 +128,14 @@ class StepGraphs:
                 raise
             graph.capture_end()
         return graph
+
+
+def gpu_milliseconds(run: Callable[[], object]) -> float:
+    """What the device takes for it, the second time."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    run()
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))

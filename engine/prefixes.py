@@ -78,6 +78,16 @@ class Sharing:
         return np.concatenate([*(level.words(page_size) for level in self.levels), own_keys])
 
 
+def all_share_a_page(num_rows: int, num_levels: int) -> Sharing:
+    """All rows in one group on each level, each of which is one page."""
+    columns = np.arange(num_levels)[:, None]
+    levels = tuple(
+        Level(starts=np.zeros(1, np.int64), ends=np.full(1, num_rows), first_columns=c, end_columns=c + 1)
+        for c in columns
+    )
+    return Sharing(order=np.arange(num_rows), levels=levels, own_columns=np.full(num_rows, num_levels))
+
+
 def shared_prefixes(words: Tensor, num_levels: int) -> SharedPrefixes:
     """Views of `Sharing.words` on the device."""
     levels = []

@@ -4,7 +4,7 @@ Page tables, sampling parameters and the tokens drawn last stay on the device by
 and finds what the step before drew where that left it. `launch` does not wait for the device, and what a step drew is
 taken later from the flight that it returned. Knows nothing of why a step is as it is.
 
-R rows, N pages a row can hold; S rows of a step, T tokens, D of the rows draw, V vocabulary.
+R rows, N pages a row can hold; S rows of a step, T tokens, D of the rows draw, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 from ..kernels.paged_attention import SharedPrefixes
 from ..kernels.step_inputs import StepInputs, step_inputs
 from .errors import OutOfMemory
-from .graphs import StepGraphs
+from .graphs import StepGraphs, gpu_milliseconds
 from .models.base import KVPages, Model, StepTensors
 from .pages import IntArray
-from .prefixes import NUM_LEVELS, shared_prefixes
+from .prefixes import NUM_LEVELS, all_share_a_page, shared_prefixes
 from .request import TokenLogprob
-from .sampling import Drawing, Drawn, Sampler
+from .sampling import AskedLogprobs, Drawing, Drawn, Sampler
 from .scheduler import Plan
 from .shapes import Shape
 from .transfer import Download, upload
@@ -43,19 +43,16 @@ class Results:
 class Flight:
     """A step under way."""
 
-    def __init__(self, drawn: Drawn | None) -> None:
-        self._drawn = drawn
-        asked = [] if drawn is None or drawn.logprobs is None else drawn.logprobs.tensors
-        self._download = Download([] if drawn is None else [drawn.tokens, *asked])
+    def __init__(self, tokens_S: Tensor, lines_D: IntArray, logprobs: AskedLogprobs | None) -> None:
+        self._lines_D, self._logprobs = lines_D, logprobs
+        self._download = Download([tokens_S, *([] if logprobs is None else logprobs.tensors)])
 
     def results(self) -> Results:
         """Wait for the step to end."""
-        if self._drawn is None:
-            self._download.wait()
-            return Results(tokens=np.zeros(0, np.int64), logprobs={})
-        tokens, *asked = self._download.wait()
-        logprobs = {} if self._drawn.logprobs is None else self._drawn.logprobs.read(tokens, asked)
-        return Results(tokens=tokens, logprobs=logprobs)
+        tokens_S, *asked = self._download.wait()
+        tokens_D = tokens_S[self._lines_D]
+        logprobs = {} if self._logprobs is None else self._logprobs.read(tokens_D, asked)
+        return Results(tokens=tokens_D, logprobs=logprobs)
 
 
 class Runner:
@@ -75,9 +72,9 @@ class Runner:
     ) -> None:
         self._model, self._kv, self._sampler = model, kv, sampler
         self._page_size, self._device, self._max_len = page_size, device, max_len
-        self._drawn_R = torch.zeros(num_rows, dtype=torch.int32, device=device)
         num_columns = -(-max_len // page_size)
-        self._page_table_RN = torch.zeros(num_rows, num_columns, dtype=torch.int32, device=device)
+        # As in the sampler, the last row is nobody's.
+        self._page_table_RN = torch.zeros(num_rows + 1, num_columns, dtype=torch.int32, device=device)
         self._graphs: StepGraphs | None = None
         if num_graphed_tokens:
             self._graphs = StepGraphs(model.new_logits(num_rows), num_graphed_tokens)
@@ -102,20 +99,46 @@ class Runner:
         fewest, most = graphs.shapes.sizes[0], graphs.shapes.sizes[-1]
         for num_levels in range(1 + NUM_LEVELS * shares_reading):
             self._warm_up(graphs, graphs.shapes.decodes(fewest, num_levels), num_times=1)
-            self._warm_up(graphs, graphs.shapes.decodes(most, num_levels), num_times=1)
+            self._warm_up(graphs, graphs.shapes.decodes(most, num_levels), num_times=2)
             self._warm_up(graphs, graphs.shapes.exact(2, 1, num_levels), num_times=1)
+
+    @torch.inference_mode()
+    def spared_tokens_worth_sharing(self) -> int | None:
+        """How many tokens' keys and values are read in the time that a level of sharing costs; None if not measured.
+
+        What it costs is what a step of most rows takes longer that share one page; reading is as fast as copying.
+        """
+        if self._graphs is None:
+            return None
+        alone, shared = (self._milliseconds(self._graphs, num_levels) for num_levels in (0, 1))
+        if alone is None or shared is None:
+            return None
+        keys, values = self._kv.keys, self._kv.values
+        copying = gpu_milliseconds(lambda: values[0].copy_(keys[0]))
+        tokens_copied = keys[0].shape[0] * self._page_size / len(keys)
+        return int(max(0.0, shared - alone) / copying * tokens_copied)
+
+    def _milliseconds(self, graphs: StepGraphs, num_levels: int) -> float | None:
+        shape = graphs.shapes.decodes(graphs.shapes.sizes[-1], num_levels)
+        self._fill_in(graphs, shape)
+        return graphs.milliseconds(shape)
 
     def _warm_up(self, graphs: StepGraphs, shape: Shape | None, *, num_times: int) -> None:
         """Run a step of a shape, if that is one, with its tokens shared out among its rows."""
         if shape is None or -(-shape.num_tokens // shape.num_rows) > self._max_len:
             return
+        for _ in range(num_times):
+            graphs.run(shape, self._fill_in(graphs, shape), self._compute)
+
+    def _fill_in(self, graphs: StepGraphs, shape: Shape) -> StepInputs:
+        """The inputs of a step of exactly this shape, all of row 0, whose rows share a page on each level."""
         starts = np.arange(shape.num_rows + 1) * shape.num_tokens // shape.num_rows
         rows, token_ids = np.zeros(shape.num_rows, np.int64), np.zeros(shape.num_tokens, np.int64)
-        sent = _send([rows, rows, starts, token_ids], self._device)
-        for _ in range(num_times):
-            inputs = graphs.inputs(shape, sent[0][:0])
-            self._fill(sent, inputs)
-            graphs.run(shape, inputs, self._compute)
+        shared = all_share_a_page(shape.num_rows, shape.num_levels).words(self._page_size, shape.num_rows)
+        *sent, shared_words = _send([rows, rows, starts, token_ids, shared], self._device)
+        inputs = graphs.inputs(shape, shared_words)
+        self._fill(sent, inputs)
+        return inputs
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:
@@ -131,31 +154,20 @@ class Runner:
 
     def _launch(self, plan: Plan) -> Flight:
         self._sampler.open(plan.admitted)
-        lines_D = np.flatnonzero(plan.draws)
-        rows_D, ends_D = plan.rows[lines_D], (plan.starts + plan.lengths)[lines_D]
         step = [plan.rows, plan.starts, np.append(0, np.cumsum(plan.lengths)), plan.token_ids]
         shared = np.zeros(0, np.int64) if plan.sharing is None else plan.sharing.words(self._page_size, len(plan.rows))
         changes = [plan.table_rows, plan.table_columns, plan.table_pages]
-        sent = _send([*step, shared, *changes, lines_D, rows_D, ends_D], self._device)
+        sent = _send([*step, shared, *changes], self._device)
         if len(plan.table_rows):
             self._page_table_RN[sent[5], sent[6]] = sent[7]
-        logits_SV = self._forward(plan, sent[:4], sent[4])
-        if not len(lines_D):
-            return Flight(None)
-        drawing = Drawing(
-            lines_D=sent[8],
-            rows_D=sent[9],
-            positions_D=sent[10],
-            host_lines_D=lines_D,
-            host_rows_D=rows_D,
-            host_positions_D=ends_D,
-        )
-        drawn = self._sampler.draw(logits_SV, drawing)
-        self._drawn_R[drawing.rows_D] = drawn.tokens.to(torch.int32)
-        return Flight(drawn)
+        drawn = self._forward(plan, sent[:4], sent[4]).narrowed(len(plan.rows))
+        lines_D = np.flatnonzero(plan.draws)
+        ends_D = (plan.starts + plan.lengths)[lines_D]
+        logprobs = self._sampler.amend(drawn, Drawing(lines_D=lines_D, rows_D=plan.rows[lines_D], positions_D=ends_D))
+        return Flight(drawn.tokens_S, lines_D, logprobs)
 
-    def _forward(self, plan: Plan, sent: Sequence[Tensor], shared: Tensor) -> Tensor:
-        """logits_SV of every row's last token, padded rows behind them."""
+    def _forward(self, plan: Plan, sent: Sequence[Tensor], shared: Tensor) -> Drawn:
+        """What follows every row's last token, padded rows behind them. Rows that are not at their end draw in vain."""
         num_rows, num_tokens = len(plan.rows), len(plan.token_ids)
         num_levels = 0 if plan.sharing is None else len(plan.sharing.levels)
         if self._graphs is not None and (shape := self._graphs.shape(num_tokens, num_rows, num_levels)) is not None:
@@ -174,7 +186,7 @@ class Runner:
             query_starts_S1,
             given_ids_T,
             self._page_table_RN,
-            self._drawn_R,
+            self._sampler.drawn_R,
             self._page_size,
             inputs,
         )
@@ -184,8 +196,8 @@ class Runner:
         inputs: StepInputs,
         shared: SharedPrefixes,
         max_query_len: int | None,
-        out: Tensor | None = None,
-    ) -> Tensor:
+        out: Drawn | None = None,
+    ) -> Drawn:
         step = StepTensors(
             positions=inputs.positions_P,
             slots=inputs.slots_P,
@@ -197,7 +209,12 @@ class Runner:
             max_query_len=max_query_len,
             shared=shared if shared.levels else None,
         )
-        return self._model.logits(self._model.forward(inputs.token_ids_P, step, self._kv), out)
+        hidden_SE = self._model.forward(inputs.token_ids_P, step, self._kv)
+        logits_SV = self._model.logits(hidden_SE, None if out is None else out.logits_SV)
+        tokens_S = self._sampler.draw(
+            logits_SV, inputs.rows_Q, inputs.context_lens_Q, None if out is None else out.tokens_S
+        )
+        return Drawn(logits_SV=logits_SV, tokens_S=tokens_S)
 
 
 def _send(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> Sequence[Tensor]:

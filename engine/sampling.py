@@ -1,8 +1,8 @@
 """Drawing the next token of every row from its logits, each row with its own parameters.
 
-Penalties, masks and log-probabilities are for the rows that ask, which the host knows; the draw itself is
-`kernels/sample.py`. Nothing here waits for the device. Knows nothing of how logits come about or of what ends a
-sequence.
+The draw itself is `kernels/sample.py`, for all lines of a step at once and part of its graph. Penalties, masks and
+log-probabilities are for the rows that ask, which the host knows. Nothing here waits for the device. Knows nothing of
+how logits come about or of what ends a sequence.
 
 S lines of logits, D of them whose rows draw, n of those that need some work, V vocabulary, K candidates, R all rows.
 """
@@ -30,15 +30,24 @@ MIN_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawing:
-    """Which lines of a step's logits are drawn from, for which rows, and at which positions: here and on the device."""
+class Drawn:
+    """What a step leaves on the device: a line of logits and a token drawn from it for each of its rows."""
 
-    lines_D: Tensor
-    rows_D: Tensor
-    positions_D: Tensor
-    host_lines_D: IntArray
-    host_rows_D: IntArray
-    host_positions_D: IntArray
+    logits_SV: Tensor
+    tokens_S: Tensor  # int64
+
+    def narrowed(self, num_rows: int) -> Drawn:
+        """Views of the first rows."""
+        return Drawn(logits_SV=self.logits_SV[:num_rows], tokens_S=self.tokens_S[:num_rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """Which lines of a step are drawn from in earnest, for which rows, and at which positions."""
+
+    lines_D: IntArray
+    rows_D: IntArray
+    positions_D: IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +70,11 @@ class AskedLogprobs:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
-    """One token for each drawing row, on the device, and log-probabilities if any row asked."""
-
-    tokens: Tensor  # [D]
-    logprobs: AskedLogprobs | None
-
-
 class Sampler:
-    """Sampling parameters by row. `open` when a sequence gets a row, then `draw` each step."""
+    """Sampling parameters by row, and what each drew last, `drawn_R`.
+
+    `open` when a sequence gets a row; then each step a `draw` for all of its lines, and `amend`.
+    """
 
     def __init__(self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device) -> None:
         self._vocab_size, self._eos_token_ids, self._device = vocab_size, eos_token_ids, device
@@ -79,6 +83,9 @@ class Sampler:
         # Up to which position (the prompt's length plus min_tokens) tokens that end the sequence are masked.
         self._masked_until_R = np.zeros(num_rows, np.int64)
         self._masked_ids: dict[int, list[int]] = {}
+        # On the device a row more, which is nobody's.
+        num_rows += 1
+        self.drawn_R = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self._params = SamplingRows(
             temperature_R=torch.zeros(num_rows, device=device),
             top_p_R=torch.ones(num_rows, device=device),
@@ -109,23 +116,46 @@ class Sampler:
         by_row.top_k_R[rows] = top_k
         by_row.seed_R2[rows] = torch.stack(seed_words, 1)
 
-    def draw(self, logits_SV: Tensor, drawing: Drawing) -> Drawn:
-        """Draw the next token of each drawing row. May overwrite the logits."""
-        rows_D, lines_D = drawing.host_rows_D, drawing.host_lines_D
-        asking = np.flatnonzero(self._num_logprobs_R[rows_D] >= 0)
+    def draw(self, logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, out_S: Tensor | None = None) -> Tensor:
+        """Draw a token from each line as if no row asked for more than the draw's own parameters.
+
+        Needs nothing of the host, so that it can be part of a captured step. The tokens are the rows' `drawn_R` too.
+        """
+        return sample(logits_SV, rows_S, positions_S, self._params, out_S=out_S, drawn_R=self.drawn_R)
+
+    def amend(self, drawn: Drawn, drawing: Drawing) -> AskedLogprobs | None:
+        """Draw again for the rows that ask for more; log-probabilities of those that ask for them."""
+        rows_D, lines_D, positions_D = drawing.rows_D, drawing.lines_D, drawing.positions_D
+        again = np.flatnonzero(self._penalties.asks_R[rows_D] | (positions_D < self._masked_until_R[rows_D]))
+        if len(again):
+            lines_n = self._index(lines_D[again])
+            logits_nV = self._amended(drawn.logits_SV[lines_n], rows_D[again], positions_D[again])
+            rows_n, positions_n = (upload(x[again].astype(np.int32), self._device) for x in (rows_D, positions_D))
+            tokens_n = drawn.tokens_S[lines_n] = self.draw(logits_nV, rows_n, positions_n)
+            self._count(tokens_n, rows_D[again])
         # Of what the model said, before penalties and temperature.
-        logprobs_nV = logits_SV[self._index(lines_D[asking])].float().log_softmax(-1) if len(asking) else None
-        penalised = np.flatnonzero(self._penalties.asks_R[rows_D])
+        asking = np.flatnonzero(self._num_logprobs_R[rows_D] >= 0)
+        return self._logprobs(drawn, asking, rows_D[asking], lines_D[asking]) if len(asking) else None
+
+    def _amended(self, logits_nV: Tensor, rows_n: IntArray, positions_n: IntArray) -> Tensor:
+        """Logits, ours to change, with penalties and masks."""
+        penalised = np.flatnonzero(self._penalties.asks_R[rows_n])
         if len(penalised):
-            lines_n = self._index(lines_D[penalised])
-            penalised_nV = self._penalties.apply(logits_SV[lines_n], rows_D[penalised])
-            logits_SV[lines_n] = penalised_nV.to(logits_SV.dtype)
-        self._mask_endings(logits_SV, drawing)
-        tokens_D = sample(logits_SV, drawing.lines_D, drawing.rows_D, drawing.positions_D, self._params)
+            where = self._index(penalised)
+            logits_nV[where] = self._penalties.apply(logits_nV[where], rows_n[penalised]).to(logits_nV.dtype)
+        # Rows that have not reached their min_tokens must not end.
+        young = np.flatnonzero(positions_n < self._masked_until_R[rows_n])
+        ids = [self._masked_ids[row] for row in rows_n[young].tolist()]
+        lines = np.repeat(young, [len(some) for some in ids])
+        if len(lines):
+            columns = np.array([id for some in ids for id in some], np.int64)
+            logits_nV[self._index(lines), self._index(columns)] = float("-inf")
+        return logits_nV
+
+    def _count(self, tokens_n: Tensor, rows_n: IntArray) -> None:
+        penalised = np.flatnonzero(self._penalties.asks_R[rows_n])
         if len(penalised):
-            self._penalties.count(tokens_D[self._index(penalised)], rows_D[penalised])
-        asked = None if logprobs_nV is None else self._logprobs(logprobs_nV, tokens_D, asking, rows_D)
-        return Drawn(tokens=tokens_D, logprobs=asked)
+            self._penalties.count(tokens_n[self._index(penalised)], rows_n[penalised])
 
     def _open_on_host(self, sequence: Sequence) -> None:
         row, params = sequence.row, sequence.request.params
@@ -139,18 +169,11 @@ class Sampler:
         eos = () if params.ignore_eos else self._eos_token_ids
         return sorted({*eos, *params.stop_token_ids})
 
-    def _mask_endings(self, logits_SV: Tensor, drawing: Drawing) -> None:
-        """Forbid rows that have not reached their min_tokens to end."""
-        young = np.flatnonzero(drawing.host_positions_D < self._masked_until_R[drawing.host_rows_D])
-        ids = [self._masked_ids[row] for row in drawing.host_rows_D[young].tolist()]
-        lines = np.repeat(drawing.host_lines_D[young], [len(some) for some in ids])
-        if len(lines):
-            columns = np.array([id for some in ids for id in some], np.int64)
-            logits_SV[self._index(lines), self._index(columns)] = float("-inf")
-
-    def _logprobs(self, logprobs_nV: Tensor, tokens_D: Tensor, asking: IntArray, rows_D: IntArray) -> AskedLogprobs:
-        counts = self._num_logprobs_R[rows_D[asking]].tolist()
-        chosen_n = logprobs_nV.gather(1, tokens_D[self._index(asking)].unsqueeze(1))[:, 0]
+    def _logprobs(self, drawn: Drawn, asking: IntArray, rows_n: IntArray, lines_n: IntArray) -> AskedLogprobs:
+        counts = self._num_logprobs_R[rows_n].tolist()
+        lines = self._index(lines_n)
+        logprobs_nV = drawn.logits_SV[lines].float().log_softmax(-1)
+        chosen_n = logprobs_nV.gather(1, drawn.tokens_S[lines].unsqueeze(1))[:, 0]
         values_nK, ids_nK = logprobs_nV.topk(min(max(counts), logprobs_nV.shape[1]))
         return AskedLogprobs(indices=asking, counts=counts, tensors=[chosen_n, values_nK, ids_nK])
 

@@ -32,7 +32,7 @@ from .rows import Rows
 from .sequence import Sequence
 from .waiting import Waiting
 
-# Reading so many tokens' keys and values takes longer than arranging for it that they need not be read.
+# Reading so many tokens' keys and values takes longer than a level of sharing, unless it was measured.
 MIN_SPARED_TOKENS = 16384
 # A sequence's last page is half full on average.
 HALF_A_PAGE = 0.5
@@ -40,7 +40,7 @@ HALF_A_PAGE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One step. S sequences take part, in order of priority, with T tokens; U entries of the page table have changed.
+    """One step. S sequences take part, decodes first, with T tokens; U entries of the page table have changed.
 
     The sequence in row rows[i] computes lengths[i] tokens from position starts[i] on, and draws its next token
     where draws[i]. `tenancies` says whose rows they are. `token_ids` [T] holds the tokens, -1 for one that the row
@@ -75,6 +75,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         enable_prefix_caching: bool,
         shares_reading: bool = False,
+        min_spared_tokens: int | None = None,
         min_paced_tokens: int | None = None,
     ) -> None:
         self.pool = pool
@@ -85,8 +86,8 @@ class Scheduler:
         self._min_paced_tokens = min_paced_tokens or max_num_batched_tokens
         self.max_running = len(rows.sequences)
         self._cache = PrefixCache(pool, rows, enabled=enable_prefix_caching)
-        self._shares = shares_reading and enable_prefix_caching
-        self.min_spared_tokens = MIN_SPARED_TOKENS
+        self._shares = shares_reading
+        self._min_spared_tokens = MIN_SPARED_TOKENS if min_spared_tokens is None else min_spared_tokens
         self._waiting = Waiting(rows.page_size, self._expected)
         self._running_S = np.zeros(0, np.int64)  # rows, in order
         self.forecast = LengthForecast()
@@ -240,14 +241,18 @@ class Scheduler:
         return np.where(is_known_T, self.rows.token_ids_RL[rows_T, positions_T], np.int32(-1))
 
     def _sharing(self, rows_S: IntArray, lengths_S: IntArray) -> tuple[Sharing | None, IntArray]:
-        """What the rows share that compute one token, if it is worth it, and an order that has those rows first."""
+        """What the rows share that compute one token, if it is worth it, and an order that has those rows first.
+
+        Else the longest contexts are first, so that attention ends with short work and none is left to end alone.
+        """
         one = np.flatnonzero(lengths_S == 1)
         num_full = self.rows.num_computed_R[rows_S[one]] // self.rows.page_size
+        longest_first = np.lexsort((-self.rows.num_computed_R[rows_S], lengths_S != 1))
         if not self._shares or len(one) < 2:
-            return None, np.arange(len(rows_S))
+            return None, longest_first
         sharing = find_sharing(self.rows.page_table_RN[rows_S[one], : num_full.max()], num_full)
-        if sharing is None or sharing.num_spared * self.rows.page_size < self.min_spared_tokens:
-            return None, np.arange(len(rows_S))
+        if sharing is None or sharing.num_spared * self.rows.page_size < len(sharing.levels) * self._min_spared_tokens:
+            return None, longest_first
         return sharing, np.concatenate([one[sharing.order], np.flatnonzero(lengths_S != 1)])
 
     def _step_budget(self) -> int:

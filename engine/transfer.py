@@ -1,7 +1,7 @@
 """Arrays to the device and back without waiting for it: through pinned memory, in the order of the stream.
 
 A plain `.to(device)` or `.cpu()` waits until all that was launched before is done, and an engine that waits cannot plan
-ahead. On a CPU both directions are views.
+ahead. On a CPU an upload is a view, and a download a copy.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Download:
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self._event: torch.cuda.Event | None = None
-        self._tensors = tensors
-        if tensors and tensors[0].is_cuda:
-            self._tensors = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
-            for pinned, tensor in zip(self._tensors, tensors, strict=True):
-                pinned.copy_(tensor, non_blocking=True)
+        on_gpu = bool(tensors) and tensors[0].is_cuda
+        self._tensors = [torch.empty_like(tensor, device="cpu", pin_memory=on_gpu) for tensor in tensors]
+        for here, tensor in zip(self._tensors, tensors, strict=True):
+            here.copy_(tensor, non_blocking=True)
+        if on_gpu:
             self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._event.record()
 

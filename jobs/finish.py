@@ -7,7 +7,7 @@ between them are single scripts. One process at a time ends a given batch (`batc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,14 +21,16 @@ from redis.lock import Lock
 
 from .arranging import arranged_copy, in_file_order
 from .backend import Backend
+from .deliveries import announce
 from .errors import BlobMissing, BlobsUnavailable, Conflict
 from .ids import owner_id
 from .lines import label, never_ran, requests_of
 from .policy import Candidate
 from .progress import progress_of
-from .records import ENDED, Batch, BatchError, Claim, File, Segment, ShardCommit
+from .records import ENDED, Batch, BatchError, Claim, File, Line, Segment, ShardCommit
 from .reopening import forget_lists, sort_lines
 from .store import batch_key
+from .suspects import portion
 from .validation import Arrangement, Reader, Validated, validate
 
 log = logging.getLogger(__name__)
@@ -192,21 +194,45 @@ def seal_shard(backend: Backend, claim: Claim) -> None:
 
 def fill_shard(backend: Backend, batch_id: str, shard: int, code: str) -> None:
     """End a shard whose missing lines will not run: each becomes an error line with `code`."""
+    _fill(backend, batch_id, shard, code, lambda claim, missing: len(missing))
+
+
+def give_up_on(backend: Backend, batch_id: str, shard: int) -> None:
+    """End the lines that a spent shard was tried with last; what is left of it is tried again.
+
+    A shard that is not spent any more, because another process was faster, is left as it is.
+    """
+    most = backend.settings.max_attempts
+
+    def tried_last(claim: Claim, missing: Sequence[Line]) -> int:
+        attempts = claim.attempts - 1  # Before this claim.
+        return portion(len(missing), attempts, most) if attempts >= most else 0
+
+    if backend.shards.attempts_of(batch_id, shard) >= most:
+        _fill(backend, batch_id, shard, "worker_lost", tried_last)
+
+
+def _fill(
+    backend: Backend, batch_id: str, shard: int, code: str, how_many: Callable[[Claim, Sequence[Line]], int]
+) -> None:
     claim = backend.shards.claim(batch_id, shard, owner_id(), backend.settings.lease_s, winding_up=True)
     if claim is None:
         return
     lines = requests_of(backend.blobs_of(claim.batch), claim.batch, claim.shard)
-    missing = tuple(never_ran(line, code) for line in lines if line.index not in claim.done)
-    for start in range(0, len(missing), FILL_LINES):
+    missing = [line for line in lines if line.index not in claim.done]
+    results = tuple(never_ran(line, code) for line in missing[: how_many(claim, missing)])
+    for start in range(0, len(results), FILL_LINES):
         commit = ShardCommit(
             batch_id=batch_id,
             shard=shard,
             owner=claim.owner,
             num_lines=claim.shard.num_lines,
-            results=missing[start : start + FILL_LINES],
+            results=results[start : start + FILL_LINES],
         )
         backend.shards.commit([commit])
     seal_shard(backend, claim)
+    if len(results) < len(missing):
+        backend.shards.release(claim, count_attempt=False)
 
 
 def wind_up(backend: Backend, batch_id: str) -> None:
@@ -262,12 +288,22 @@ def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]]
             lines = chain.from_iterable(map(open_segment, keys))
         size = backend.blobs.put(f"files/{file_id}", _while_locked(lines, lock))
         _renew(lock)
-        name = f"{batch.id}_{part}.jsonl"
-        backend.store.add_file(
-            File(id=file_id, bytes=size, created_at=int(time()), filename=name, purpose="batch_output")
-        )
+        backend.store.add_file(_result_file(batch, file_id, f"{batch.id}_{part}.jsonl", size))
         files[f"{part}_file_id"] = file_id
     return files
+
+
+def _result_file(batch: Batch, file_id: str, filename: str, size: int) -> File:
+    now = int(time())
+    return File(
+        id=file_id,
+        bytes=size,
+        created_at=now,
+        filename=filename,
+        purpose="batch_output",
+        expires_at=None if batch.output_ttl_s is None else now + batch.output_ttl_s,
+        tenant=batch.tenant,
+    )
 
 
 def _while_locked(chunks: Iterable[bytes], lock: Lock) -> Iterator[bytes]:
@@ -298,7 +334,10 @@ def _scratch(backend: Backend) -> Path:
 
 
 def _clean(backend: Backend, batch: Batch) -> None:
-    """An ended batch needs neither shards nor segments; an ended job keeps its answer while it may be polled."""
+    """An ended batch needs neither shards nor segments; an ended job keeps its answer while it may be polled.
+
+    Who asked to hear of its end is put in line before it is forgotten, so that a death in between loses nothing.
+    """
     if batch.status not in ENDED:
         return
     if batch.kind == "job":
@@ -309,6 +348,7 @@ def _clean(backend: Backend, batch: Batch) -> None:
     else:
         # If a crash of Redis took the end back, the batch would be ended again, from segments that are gone.
         backend.store.make_durable()
+        announce(backend, batch)
         _delete_segments(backend, batch)
         _settle(backend, batch)
     backend.shards.drop(batch)

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 ERROR_TEXTS = {
     "batch_cancelled": "This request was not executed because the batch was cancelled.",
     "batch_expired": "This request could not be executed before the completion window expired.",
+    "engine_crashed": "This request could not be executed: the engine crashed on it again and again.",
+    "engine_hung": "This request could not be executed: the engine hung on it again and again.",
     "worker_lost": "This request could not be executed: its worker was lost on every attempt.",
 }
+UNRUN = ("batch_cancelled", "batch_expired")
 
 
 def split_lines(chunks: Iterable[bytes], *, longest: int) -> Iterator[tuple[int, bytes]]:
@@ -93,9 +96,9 @@ def _responded(
 
 
 def never_ran(line: Line, code: str) -> LineResult:
-    """A line that did not run: `batch_cancelled` and `batch_expired` count as neither completed nor failed."""
+    """A line that did not come to an answer: those that are `UNRUN` count as neither completed nor failed."""
     error = {"code": code, "message": ERROR_TEXTS[code]}
-    outcome: Any = "failed" if code == "worker_lost" else "unrun"
+    outcome: Any = "unrun" if code in UNRUN else "failed"
     why = LineError(**error) if outcome == "failed" else None
     return LineResult(index=line.index, outcome=outcome, data=_output(line, None, error), error=why)
 

@@ -116,7 +116,8 @@ class Batch:
     file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first. A
     `strict` one is to fail at once if its window is too short for it; of a `paused` one nothing new is begun. One that
     was opened again after its end is of a later `generation`, and had used `earlier_tokens` by then; lines of it that
-    did not run are left as they are, for the reason `closed_before`, where they were not asked for again.
+    did not run are left as they are, for the reason `closed_before`, where they were not asked for again. Result files
+    expire `output_ttl_s` after they are made; None: never. `event_id` names the event of its end.
     """
 
     id: str
@@ -149,6 +150,8 @@ class Batch:
     closed_before: Closing | None = None
     generation: int = 0
     common_errors: tuple[ErrorCount, ...] = ()
+    output_ttl_s: int | None = None
+    event_id: str | None = None
 
     @property
     def input_blob(self) -> str:
@@ -220,12 +223,16 @@ class LineResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A shard held under a lease: whoever shows `owner` may commit to it until somebody else claims it."""
+    """A shard held under a lease: whoever shows `owner` may commit to it until somebody else claims it.
+
+    `attempts` counts the claims, with this one, since a line of the shard was last finished.
+    """
 
     batch: Batch
     shard: Shard
     owner: str
     done: frozenset[int]
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

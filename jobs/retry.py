@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from . import ids
 from .backend import Backend
+from .deliveries import announce
 from .errors import Conflict, NotFound, UserError
 from .records import Batch
 from .reopening import FAILED, custom_id_of, list_folder, requests_in
@@ -37,6 +38,7 @@ def retry_batch(backend: Backend, batch_id: str, lines: Literal["failed"] | Sequ
         _check_names(backend, batch, lines)
         wanted = list_folder(batch.id, batch.generation + 1) + "/" + ids.new_id("lines-")
         backend.blobs.put(wanted, [json.dumps(list(lines)).encode()])
+    announce(backend, batch)  # Whoever ended it may have died before it told of that.
     _reopen(backend, batch, wanted)
     backend.store.make_durable()
     return backend.store.batch(batch_id)

@@ -29,7 +29,7 @@ class Settings(BaseSettings):
         Path("~/.cache/pressrun"), description="Folder for models, files, results and the embedded Valkey."
     )
     redis_url: str | None = Field(
-        None, description="Redis or Valkey to use, such as redis://host:6379/0. Unset: an embedded Valkey."
+        None, description="Redis (7 or newer) or Valkey to use, such as redis://host:6379/0. Unset: an embedded Valkey."
     )
     blob_url: str | None = Field(
         None,
@@ -41,17 +41,26 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
 
     max_file_bytes: int = Field(512 * 2**20, ge=1, description="Largest upload, in bytes.")
+    max_upload_bytes: int = Field(8 * 2**30, ge=1, description="Largest file that is uploaded in parts, in bytes.")
     max_batch_bytes: int = Field(200 * 2**20, ge=1, description="Largest input file of a batch, in bytes.")
     max_batch_lines: int = Field(50_000, ge=1, description="Most requests in one batch.")
     max_line_bytes: int = Field(8 * 2**20, ge=1024, description="Longest line of a batch file, in bytes.")
     file_ttl_s: int = Field(30 * 86400, ge=3600, description="Seconds until an uploaded batch file expires.")
     job_ttl_s: int = Field(86400, ge=60, description="Seconds that a finished native job can be polled.")
 
+    webhook_timeout_s: float = Field(10.0, gt=0, le=30, description="Longest wait for an endpoint to take a webhook.")
+    webhook_allow_private: bool = Field(
+        False, description="Post webhooks to private, loopback and other addresses that are not public, too."
+    )
+
     shard_lines: int = Field(64, ge=1, description="Most lines in one shard, the unit that a worker claims.")
     feed_window: int = Field(64, ge=1, description="Most shards of batches that wait in RQ for each live worker.")
     lease_s: float = Field(30.0, ge=1, description="Seconds after which a silent worker's shards go to others.")
     max_attempts: int = Field(
-        10, ge=1, description="Claims of a shard in a row without one finished line before its lines fail."
+        10,
+        ge=1,
+        description="Claims of a shard in a row without one finished line, of fewer and fewer lines at a time, "
+        "before those fail.",
     )
     commit_interval_s: float = Field(0.05, gt=0, le=5, description="Longest wait of a finished line to be stored.")
 
@@ -64,6 +73,12 @@ class Settings(BaseSettings):
     )
     engine: Literal["native", "echo"] = Field(
         "native", description="native runs the model; echo answers at once with the prompt (service tests)."
+    )
+    engine_stall_s: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds that the engine may do nothing with lines in it, before it is taken to hang and started "
+        "again; longer than any step may take. 0: for ever.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and KV cache."

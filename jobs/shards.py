@@ -159,6 +159,11 @@ class Shards:
         (key,) = shard_keys(batch_id, "attempts")
         return {int(shard): int(count) for shard, count in self.redis.hgetall(key).items()}
 
+    def attempts_of(self, batch_id: str, shard: int) -> int:
+        """Claims of one shard since it last finished a line."""
+        (key,) = shard_keys(batch_id, "attempts")
+        return int(self.redis.hget(key, str(shard)) or 0)
+
     # While they run
 
     def claim(self, batch_id: str, shard: int, owner: str, lease_s: float, *, winding_up: bool = False) -> Claim | None:
@@ -174,13 +179,14 @@ class Shards:
         reply = self.scripts["claim"](keys=keys, args=args)
         if reply is None:
             return None
-        geometry, _attempts, done = reply
+        geometry, attempts, done = reply
         first_line, num_lines, offset, size = (int(part) for part in geometry.split(b":"))
         return Claim(
             batch=self.store.batch(batch_id),
             shard=Shard(index=shard, first_line=first_line, num_lines=num_lines, offset=offset, size=size),
             owner=owner,
             done=frozenset(int(index) for index in done),
+            attempts=int(attempts),
         )
 
     def hold(self, claims: Sequence[Claim], lease_s: float) -> list[bool]:

@@ -8,6 +8,7 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | `pressrun:file:{id}` | a file's fields |
 | `pressrun:files`, `pressrun:batches` | ids in order of creation |
 | `pressrun:file-expiry` | file ids by the time they expire |
+| `pressrun:uploads` | ids of files whose bytes are on their way, by the time they began |
 | `pressrun:active:batch`, `:job` | batches and jobs that have not ended, by deadline |
 | `pressrun:care:batch`, `:job` | the same, by the time at which housekeeping looks at them next |
 | `pressrun:{id}` | a batch: its fields, status and counters |
@@ -30,6 +31,7 @@ from redis.commands.core import Script
 from redis.exceptions import ResponseError
 
 from .errors import Conflict, NotFound, StoreUnavailable
+from .ids import new_id
 from .records import (
     ENDED,
     MOVES,
@@ -50,14 +52,18 @@ FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
 CARE: dict[BatchKind, str] = {"batch": "pressrun:care:batch", "job": "pressrun:care:job"}
 ANSWER_TOKENS = "pressrun:answer-tokens"
-FILE_EXPIRY, SEQUENCE = "pressrun:file-expiry", "pressrun:sequence"
+FILE_EXPIRY, UPLOADS, SEQUENCE = "pressrun:file-expiry", "pressrun:uploads", "pressrun:sequence"
 MODEL_TTL_S = 30
 LEARN = 0.3  # The weight of the newest batch in how long answers are.
 DURABLE_WAIT_MS = 3000  # Less than the connection's own time-out of 5 s.
 
 
 class Scripts:
-    """The Lua scripts beside this module, registered once per connection pool."""
+    """The Lua scripts beside this module, registered once per connection pool.
+
+    Those that bring what is in hand to its end are let through when Redis' memory is full (`allow-oom`), because only
+    that empties it again. Those that begin something (`#!lua` alone) are then refused before their first change.
+    """
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -69,6 +75,15 @@ class Scripts:
 
     def __getitem__(self, name: str) -> Script:
         return self._loaded[name]
+
+
+def file_key(file_id: str) -> str:
+    return f"pressrun:file:{file_id}"
+
+
+def file_fields(file: File) -> dict[Any, Any]:
+    """What is written down of a file."""
+    return {name: str(value) for name, value in asdict(file).items() if value is not None}
 
 
 def batch_key(batch_id: str) -> str:
@@ -84,19 +99,28 @@ class Store:
 
     # Files
 
+    def begin_upload(self, file_id: str) -> None:
+        """Note that a file's bytes are on their way, so that they are found if its description never follows."""
+        self.redis.zadd(UPLOADS, {file_id: self._now()})
+
+    def broken_uploads(self, older_than_s: float, limit: int = 1000) -> list[str]:
+        """Ids of files that were begun so long ago and never came to a description."""
+        until = self._now() - older_than_s
+        return [_text(raw) for raw in self.redis.zrangebyscore(UPLOADS, "-inf", until, start=0, num=limit)]
+
     def add_file(self, file: File) -> None:
         """Write a file's description; writing the same one again changes nothing."""
-        fields = {name: str(value) for name, value in asdict(file).items() if value is not None}
         pipe = self.redis.pipeline()
-        pipe.hset(f"pressrun:file:{file.id}", mapping=fields)  # type: ignore[arg-type]
+        pipe.hset(file_key(file.id), mapping=file_fields(file))
         if file.expires_at is not None:
             pipe.zadd(FILE_EXPIRY, {file.id: file.expires_at})
+        pipe.zrem(UPLOADS, file.id)
         pipe.execute()
         self.redis.zadd(FILES, {file.id: self.redis.incr(SEQUENCE)}, nx=True)
 
     def file(self, file_id: str) -> File:
         """The file, or NotFound; an expired file is not found."""
-        fields = self.redis.hgetall(f"pressrun:file:{file_id}")
+        fields = self.redis.hgetall(file_key(file_id))
         file = _file(fields) if fields else None
         if file is None or (file.expires_at is not None and file.expires_at <= time.time()):
             raise NotFound(f"No such File object: {file_id}", param="id")
@@ -126,21 +150,22 @@ class Store:
         """Those of the files that exist and have not expired, in one round trip."""
         pipe = self.redis.pipeline(transaction=False)
         for file_id in ids:
-            pipe.hgetall(f"pressrun:file:{file_id}")
+            pipe.hgetall(file_key(file_id))
         files, now = [_file(fields) for fields in pipe.execute() if fields], time.time()
         return [file for file in files if file.expires_at is None or file.expires_at > now]
 
     def retire_file(self, file_id: str) -> None:
         """Make a file expire now, or raise NotFound. Its bytes are the caller's to delete."""
-        if not self.scripts["retire"](keys=[f"pressrun:file:{file_id}", FILE_EXPIRY], args=[file_id, int(time.time())]):
+        if not self.scripts["retire"](keys=[file_key(file_id), FILE_EXPIRY], args=[file_id, int(time.time())]):
             raise NotFound(f"No such File object: {file_id}", param="id")
 
     def forget_file(self, file_id: str) -> None:
         """Drop what is known of a file. Harmless where nothing is."""
         pipe = self.redis.pipeline(transaction=False)
-        pipe.delete(f"pressrun:file:{file_id}")
+        pipe.delete(file_key(file_id))
         pipe.zrem(FILES, file_id)
         pipe.zrem(FILE_EXPIRY, file_id)
+        pipe.zrem(UPLOADS, file_id)
         pipe.execute()
 
     def inputs_in_use(self) -> set[str]:
@@ -202,7 +227,7 @@ class Store:
 
     def look_at(self, *batch_ids: str) -> None:
         """Have housekeeping look at batches next. Where this is lost, it does so in its turn."""
-        self.redis.zadd(CARE["batch"], dict.fromkeys(batch_ids, 0))
+        self.scripts["look"](keys=[CARE["batch"]], args=[*batch_ids])
 
     def let_rest(self, until: Mapping[str, float]) -> None:
         """Have nobody look at batches before the given times, unless `look_at` asks for it."""
@@ -216,8 +241,11 @@ class Store:
     def move(self, batch_id: str, to: BatchStatus, *, generation: int | None = None, **fields: str) -> bool:
         """Move a batch along `MOVES`, writing `fields` with it.
 
-        False if it was in a status that forbids it, or is not of the `generation` that is meant.
+        False if it was in a status that forbids it, or is not of the `generation` that is meant. An end is an event,
+        whose id is written in the same moment: whoever cares for the ended batch tells of it.
         """
+        if to in ENDED:
+            fields["event_id"] = new_id("evt_")
         origins = [origin for origin, allowed in MOVES.items() if to in allowed]
         pairs = [part for pair in fields.items() for part in pair]
         meant = "" if generation is None else generation
@@ -228,13 +256,18 @@ class Store:
         return _text(was) in origins
 
     def cancel(self, batch_id: str) -> Batch:
-        """Ask a batch to end. Repeating it is harmless; raises Conflict where the batch has ended otherwise."""
+        """Ask a batch to end; on return that survives, as `create_batch` does. Repeating it is harmless.
+
+        Raises Conflict where the batch has ended otherwise.
+        """
         self.move(batch_id, "cancelling", closing="cancelled")
         batch = self.batch(batch_id)
         if batch.kind == "batch" and batch.status not in ENDED:
             self.look_at(batch_id)
         if batch.status in ENDED and batch.status != "cancelled":
             raise Conflict(f"Cannot cancel a {batch.kind} with status '{batch.status}'.")
+        if batch.kind == "batch":
+            self.make_durable()
         return batch
 
     def fail(
@@ -325,7 +358,8 @@ class Store:
     def make_durable(self) -> None:
         """Wait until Redis has what was written on disk. A server that keeps no AOF promises only what it keeps."""
         pipe = self.redis.pipeline(transaction=False)
-        pipe.incr(SEQUENCE)  # WAITAOF speaks of the connection's own writes; this one follows all of ours.
+        # WAITAOF speaks of the connection's own writes; this one follows all of ours.
+        self.scripts["mark"](keys=[SEQUENCE], client=pipe)
         pipe.execute_command("WAITAOF", 1, 0, DURABLE_WAIT_MS)  # type: ignore[no-untyped-call]
         try:
             _, (num_synced, _replicas) = pipe.execute()
@@ -351,7 +385,7 @@ def _file(raw: Mapping[Any, Any]) -> File:
 
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
-    "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant",
+    "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant", "event_id",
 )  # fmt: skip
 _CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before")  # Empty is none.
 # What a version before this one has not written is 0 or false.
@@ -367,6 +401,8 @@ def _batch_fields(batch: Batch) -> dict[Any, Any]:
     fields |= asdict(batch.counts) | asdict(batch.usage) | batch.times
     if batch.metadata is not None:
         fields["metadata"] = json.dumps(batch.metadata)
+    if batch.output_ttl_s is not None:
+        fields["output_ttl_s"] = batch.output_ttl_s
     return fields
 
 
@@ -380,6 +416,7 @@ def _batch(raw: Mapping[Any, Any]) -> Batch:
         **{name: fields[name] for name in _PLAIN if name in fields and (fields[name] or name not in _CLEARED)},
         **numbers,
         **flags,
+        output_ttl_s=int(fields["output_ttl_s"]) if "output_ttl_s" in fields else None,
         common_errors=_common_errors(fields),
         metadata=json.loads(fields["metadata"]) if "metadata" in fields else None,
         errors=tuple(BatchError(**error) for error in json.loads(fields.get("errors", "[]"))),

@@ -18,12 +18,14 @@ from .invalid import invalid_type, whole_text
 from .queue import enqueue_shards
 from .records import ENDED, ENDPOINTS, Batch, Counts, File, Shard
 from .requests import parse_body
+from .settings import Settings
 from .validation import parse_object
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 JOB_WINDOW = "24h"
 MIN_WINDOW_S, MAX_WINDOW_S = 60, 30 * 86400
 MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 30 * 86400
+LONGEST_UPLOAD_S = 86400
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _WINDOW = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+", re.ASCII)
 
@@ -36,27 +38,28 @@ def create_file(
     chunks: Iterable[bytes],
     expires_after_s: int | None = None,
 ) -> File:
-    """Store an upload. A batch file must be called .jsonl, hold something, and begin with a JSON object."""
+    """Store an upload, durable when this returns.
+
+    A batch file must be called .jsonl, hold something, and begin with a JSON object.
+    """
     settings = backend.settings
-    if purpose not in PURPOSES:
-        raise _bad_value("purpose", purpose, PURPOSES)
-    if expires_after_s is not None and not MIN_EXPIRY_S <= expires_after_s <= MAX_EXPIRY_S:
-        message = f"Invalid value for 'expires_after.seconds': expected {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
-        raise UserError(message, param="expires_after.seconds", code="invalid_value")
-    chunks = _at_most(chunks, settings.max_file_bytes)
+    check_purpose(purpose, filename)
+    check_expiry(expires_after_s, "expires_after.seconds")
+    limit = settings.max_file_bytes
+    chunks = at_most(chunks, limit, f"The file is larger than {limit} bytes (PRESSRUN_MAX_FILE_BYTES).", "file")
     if purpose == "batch":
-        if not filename.endswith(".jsonl"):
-            raise UserError(f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'.", param="file")
-        chunks = _checked_start(chunks, settings.max_line_bytes)
+        chunks = checked_start(chunks, settings.max_line_bytes)
     now, file_id = int(time.time()), ids.file_id()
+    backend.store.begin_upload(file_id)
     try:
         size = backend.blobs.put(f"files/{file_id}", chunks)
         if not size:
             raise UserError("The file is empty.", param="file", code="empty_file")
     except UserError:
         backend.blobs.delete(f"files/{file_id}")
+        backend.store.forget_file(file_id)
         raise
-    ttl = expires_after_s or (settings.file_ttl_s if purpose == "batch" else None)
+    ttl = file_ttl_s(settings, purpose, expires_after_s)
     file = File(
         id=file_id,
         bytes=size,
@@ -66,12 +69,27 @@ def create_file(
         expires_at=ttl and now + ttl,
     )
     backend.store.add_file(file)
+    backend.store.make_durable()
     return file
+
+
+def check_purpose(purpose: str, filename: str, *, name: str = "file") -> None:
+    """One of `PURPOSES`; a batch file must be called .jsonl. `name` is the parameter that names the file."""
+    if purpose not in PURPOSES:
+        raise _bad_value("purpose", purpose, PURPOSES)
+    if purpose == "batch" and not filename.endswith(".jsonl"):
+        raise UserError(f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'.", param=name)
+
+
+def file_ttl_s(settings: Settings, purpose: str, expires_after_s: int | None) -> int | None:
+    """How long a file is kept: as asked, or as long as its purpose has it; None for ever."""
+    return expires_after_s or (settings.file_ttl_s if purpose == "batch" else None)
 
 
 def delete_file(backend: Backend, file_id: str) -> None:
     """Make a file unknown to clients, now. Its bytes stay as long as a batch needs them that is made of it."""
     backend.store.retire_file(file_id)
+    backend.store.make_durable()  # A crash of Redis must not bring back a file that has no bytes.
     sweep_files(backend, [file_id])
 
 
@@ -84,6 +102,15 @@ def sweep_files(backend: Backend, expired: Iterable[str]) -> None:
             backend.store.forget_file(file_id)
 
 
+def sweep_broken_uploads(backend: Backend) -> None:
+    """Delete the bytes of uploads that broke off, and that nobody can be sending any more. May be done twice."""
+    for file_id in backend.store.broken_uploads(LONGEST_UPLOAD_S):
+        backend.blobs.delete(f"files/{file_id}")
+        backend.store.forget_file(file_id)
+    for folder in ("files", "arranged", "segments"):
+        backend.blobs.tidy(folder, LONGEST_UPLOAD_S)
+
+
 def create_batch(
     backend: Backend,
     *,
@@ -91,6 +118,7 @@ def create_batch(
     endpoint: str,
     completion_window: str,
     metadata: object = None,
+    output_ttl_s: int | None = None,
     priority: int = 0,
     strict: bool = False,
 ) -> Batch:
@@ -101,6 +129,7 @@ def create_batch(
         raise _bad_value("endpoint", endpoint, ENDPOINTS)
     window_s = parse_window(completion_window)
     tags = check_metadata(metadata)
+    check_expiry(output_ttl_s, "output_expires_after.seconds")
     file = _batch_input(backend, input_file_id)
     now = int(time.time())
     batch = Batch(
@@ -116,6 +145,7 @@ def create_batch(
         strict=strict,
         reserved_output_id=ids.file_id(),
         reserved_error_id=ids.file_id(),
+        output_ttl_s=output_ttl_s,
     )
     backend.store.create_batch(batch)
     return batch
@@ -201,6 +231,13 @@ def parse_window(text: object) -> int:
     raise UserError(message, param="completion_window", code="invalid_value")
 
 
+def check_expiry(seconds: int | None, param: str) -> None:
+    """How long a file may be kept: an hour to 30 days; None: as long as its kind is."""
+    if seconds is not None and not MIN_EXPIRY_S <= seconds <= MAX_EXPIRY_S:
+        message = f"Invalid value for '{param}': expected {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
+        raise UserError(message, param=param, code="invalid_value")
+
+
 def check_metadata(metadata: object) -> dict[str, str] | None:
     """At most 16 pairs of strings: keys of at most 64 characters, values of at most 512."""
     if metadata is None:
@@ -246,17 +283,17 @@ def _bad_value(param: str, value: str, allowed: Iterable[str]) -> UserError:
     return UserError(message, param=param, code="invalid_value")
 
 
-def _at_most(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
+def at_most(chunks: Iterable[bytes], limit: int, refusal: str, param: str) -> Iterator[bytes]:
+    """The same chunks; a UserError that says `refusal` once they are more than `limit` bytes."""
     size = 0
     for chunk in chunks:
         size += len(chunk)
         if size > limit:
-            message = f"The file is larger than {limit} bytes (PRESSRUN_MAX_FILE_BYTES)."
-            raise UserError(message, param="file", code="file_too_large", status=413)
+            raise UserError(refusal, param=param, code="file_too_large", status=413)
         yield chunk
 
 
-def _checked_start(chunks: Iterable[bytes], longest: int) -> Iterator[bytes]:
+def checked_start(chunks: Iterable[bytes], longest: int) -> Iterator[bytes]:
     """Passes chunks on, once the first line that is not blank turned out to be a JSON object."""
     stream, head = iter(chunks), b""
     while b"\n" not in head.lstrip() and len(head) <= longest:

@@ -88,7 +88,7 @@ def validate(
     try:
         total = _scan(batch, read(), models, settings, found, answer_tokens or {})
     except BlobMissing:
-        found.add(None, "invalid_request", f"Cannot find file {batch.input_file_id}.", "file_id")
+        found.add(None, "invalid_request", _no_file(batch), "file_id")
     except UserError as error:
         found.add(None, error.code or "invalid_request", error.message, error.param)
     found.errors += _duplicates(read, found.hashes, settings)
@@ -106,6 +106,10 @@ def validate(
         arrangement=None if found.errors else _arrangement(found.beginnings, settings),
         estimated_tokens=int(found.tokens),
     )
+
+
+def _no_file(batch: Batch) -> str:
+    return f"Cannot find file {batch.input_file_id}, or organization {batch.tenant} does not have access to it."
 
 
 def _arrangement(beginnings: Beginnings, settings: Settings) -> Arrangement | None:

@@ -1,7 +1,7 @@
 """Drawing tokens from logits, each line with the parameters of its row, without a sort.
 
 Knows nothing of requests; the noise of a draw is a hash of its seed and position (`noise.py`), so that a draw depends
-on nothing else in the batch. S lines of logits, V vocabulary, D draws, R rows of parameters.
+on nothing else in the batch. S lines of logits, V vocabulary, R rows of parameters.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,18 @@ class SamplingRows:
     seed_R2: Tensor  # int32, the low and the high word
 
 
-def sample(logits_SV: Tensor, lines_D: Tensor, rows_D: Tensor, positions_D: Tensor, params: SamplingRows) -> Tensor:
-    """Return tokens_D (int64), drawn from the lines lines_D[d] of the logits for the rows rows_D[d] at positions_D[d].
+def sample(
+    logits_SV: Tensor,
+    rows_S: Tensor,
+    positions_S: Tensor,
+    params: SamplingRows,
+    *,
+    out_S: Tensor | None = None,
+    drawn_R: Tensor | None = None,
+) -> Tensor:
+    """Return tokens_S (int64, in `out_S` if given): each line of the logits drawn from for rows_S[s] at positions_S[s].
+
+    drawn_R (int32), if given, also gets each token at its row; of a row that stands twice, either.
 
     At temperature 0 the token of the largest logit, the lowest id among equals. Otherwise logits are divided by the
     temperature; top_k keeps the largest; top_p keeps of what is left each token with less than that share of the
@@ -33,9 +43,8 @@ def sample(logits_SV: Tensor, lines_D: Tensor, rows_D: Tensor, positions_D: Tens
     finite logit. Of the kept ones the
     largest sum of logit and Gumbel noise is drawn (https://arxiv.org/abs/1611.00712).
 
-    Logits are bfloat16, float16 or float32, with their last dimension contiguous, and remain as they are; a line may
-    be drawn from more than once. On a GPU nothing is read back to the host, so the launch can be captured in a CUDA
-    graph.
+    Logits are bfloat16, float16 or float32, with their last dimension contiguous, and remain as they are. On a GPU
+    nothing is read back to the host, so the launch can be captured in a CUDA graph.
     """
     if logits_SV.is_cuda:
         from . import triton_sample
@@ -43,4 +52,4 @@ def sample(logits_SV: Tensor, lines_D: Tensor, rows_D: Tensor, positions_D: Tens
         draw: Callable[..., Tensor] = triton_sample.sample
     else:
         draw = reference.sample
-    return draw(logits_SV, lines_D, rows_D, positions_D, params)
+    return draw(logits_SV, rows_S, positions_S, params, out_S=out_S, drawn_R=drawn_R)

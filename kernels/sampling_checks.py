@@ -2,7 +2,7 @@
 
 A check raises AssertionError and otherwise returns nothing. Two draws of float32 may differ where two tokens' sums of
 logit and noise, or a filter's limit and a token, are closer than rounding: either is accepted there, and nothing else.
-S lines of logits, V vocabulary, D draws, R rows of parameters.
+S lines of logits, V vocabulary, R rows of parameters.
 """
 
 import torch
@@ -27,26 +27,28 @@ def check_sample(
     With a `twin` its tokens must be the same without exception.
     """
     logits_SV = _logits(num_draws, vocab_size, dtype).to(device)
-    params = _mixed_parameters(num_draws, device)
-    lines_D, rows_D = (torch.randint(0, num_draws, (num_draws,), device=device) for _ in range(2))
-    positions_D = torch.randint(0, 5000, (num_draws,), device=device)
-    before = logits_SV.clone()
-    tokens_D = sample(logits_SV, lines_D, rows_D, positions_D, params)
+    params = _mixed_parameters(num_draws + 3, device)
+    rows_S = torch.randperm(num_draws + 3, device=device)[:num_draws].int()
+    positions_S = torch.randint(0, 5000, (num_draws,), device=device, dtype=torch.int32)
+    before, drawn_R = logits_SV.clone(), torch.full((num_draws + 3,), -7, dtype=torch.int32, device=device)
+    tokens_S = sample(logits_SV, rows_S, positions_S, params, drawn_R=drawn_R)
     assert torch.equal(logits_SV, before), "the logits have changed"
-    assert tokens_D.dtype == torch.int64
-    words_DV = noise_words(params.seed_R2[rows_D], positions_D, torch.arange(vocab_size, device=device))
-    for draw in range(num_draws):
-        temperature, top_k, top_p, min_p = _of_row(params, int(rows_D[draw]))
-        accepted_V = accepted(logits_SV[lines_D[draw]], words_DV[draw], temperature, top_k, top_p, min_p)
-        assert accepted_V[tokens_D[draw]], (
-            f"token {int(tokens_D[draw])} at {temperature=}, {top_k=}, {top_p=}, {min_p=}"
+    assert tokens_S.dtype == torch.int64
+    words_SV = noise_words(params.seed_R2[rows_S], positions_S, torch.arange(vocab_size, device=device))
+    for line in range(num_draws):
+        temperature, top_k, top_p, min_p = _of_row(params, int(rows_S[line]))
+        accepted_V = accepted(logits_SV[line], words_SV[line], temperature, top_k, top_p, min_p)
+        assert accepted_V[tokens_S[line]], (
+            f"token {int(tokens_S[line])} at {temperature=}, {top_k=}, {top_p=}, {min_p=}"
         )
+    assert torch.equal(drawn_R[rows_S].long(), tokens_S), "rows were given others' tokens"
+    assert int((drawn_R == -7).sum()) == 3, "a row was given a token that has no line"
     if twin is not None:
-        assert torch.equal(tokens_D, twin(logits_SV, lines_D, rows_D, positions_D, params)), "the twin's tokens differ"
+        assert torch.equal(tokens_S, twin(logits_SV, rows_S, positions_S, params)), "the twin's tokens differ"
     some = torch.arange(num_draws - 1, -1, -3, device=device)
-    copied_SV = logits_SV[lines_D[some]]
-    few = sample(copied_SV, torch.arange(len(some), device=device), rows_D[some], positions_D[some], params)
-    assert torch.equal(few, tokens_D[some]), "draws depend on what is drawn beside them"
+    few = torch.full((len(some),), -7, device=device)
+    sample(logits_SV[some], rows_S[some], positions_S[some], params, out_S=few)
+    assert torch.equal(few, tokens_S[some]), "draws depend on what is drawn beside them"
 
 
 def check_frequencies(sample: Kernel, num_draws: int, device: str) -> None:
@@ -65,15 +67,15 @@ def check_frequencies(sample: Kernel, num_draws: int, device: str) -> None:
             top_k_R=torch.full((num_draws,), top_k, dtype=torch.int32, device=device),
             seed_R2=_seeds(num_draws, device),
         )
-        rows_D = torch.arange(num_draws, device=device)
-        lines_D = torch.zeros_like(rows_D)
-        tokens_D = sample(logits_V[None].to(device), lines_D, rows_D, lines_D + 17, params)
+        rows_S = torch.arange(num_draws, device=device)
+        logits_SV = logits_V.to(device).expand(num_draws, -1)
+        tokens_S = sample(logits_SV, rows_S, torch.full_like(rows_S, 17), params)
         probs_V = (logits_V.double() / 1.3).softmax(-1)
         order = probs_V.argsort(descending=True)
         if num_kept is None:
             num_kept = int((probs_V[order].cumsum(-1) < top_p).sum()) + 1
         expected = probs_V[order[:num_kept]] / probs_V[order[:num_kept]].sum() * num_draws
-        counts = torch.bincount(tokens_D.cpu(), minlength=30)[order]
+        counts = torch.bincount(tokens_S.cpu(), minlength=30)[order]
         assert int(counts[num_kept:].sum()) == 0, "a token was drawn that the filters drop"
         squares = float(((counts[:num_kept] - expected) ** 2 / expected).sum())
         freedom = num_kept - 1

@@ -6,7 +6,7 @@ from .reference import silu_mul as reference
 
 
 def silu_mul(gate_up_T2F: Tensor) -> Tensor:
-    """Return silu(gate) · up, a new tensor y_TF; gate is the first half of the last dimension, up the second."""
+    """Return silu(gate) · up, a new tensor y_TF; the last dimension holds gate and up of feature 0, of feature 1, …."""
     if gate_up_T2F.is_cuda:
         from . import triton_silu_mul
 

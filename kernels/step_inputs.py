@@ -21,7 +21,7 @@ class StepInputs:
     token_ids_P: Tensor
     positions_P: Tensor
     slots_P: Tensor  # page · page size + offset
-    rows_Q: Tensor  # the engine row, which is the line of the page table
+    rows_Q: Tensor  # the engine row, which is the line of the page table; beyond S the last, which is nobody's
     query_starts_Q1: Tensor
     context_lens_Q: Tensor
     last_Q: Tensor  # which token is the row's last
@@ -70,7 +70,7 @@ def step_inputs(
 
     Row s of the step is engine row rows_S[s]; its tokens query_starts_S1[s] ≤ t < query_starts_S1[s + 1] stand at
     positions starts_S[s] and on. given_ids_T[t] is a token id, or -1 for the token that the row drew last, drawn_R.
-    All int32.
+    The last of the engine's rows is nobody's: what padding draws goes there. All int32.
     """
     if rows_S.is_cuda:
         from . import triton_step_inputs

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 """The attention kernel for rows with more queries than fit one small tile: prefills and chunks of them.
 
-One program takes one tile of one row's queries and one kv head. Tiles of shorter rows leave at once.
+One program takes one tile of one row's queries and one kv head; programs without such a tile leave at once.
 
 Legend: T tokens, S rows (sequences), H query heads, G kv heads, R = H / G, D head size (padded to a power of two),
 M lines of a query tile, K keys of a tile.
@@ -11,6 +11,18 @@ import triton
 import triton.language as tl
 
 from .triton_attention_tile import attend, load_queries, no_keys, store_out
+
+
+@triton.jit
+def _first_tile(start, row, BY_TOKENS: tl.constexpr, BLOCK_Q: tl.constexpr, MIN_Q: tl.constexpr):
+    """The first tile of a row that starts at a token. Tiles are numbered row after row, with no count on the host.
+
+    By rows, each has room for one tile that is partly filled. By tokens, a row has room for n / BLOCK_Q + n / MIN_Q
+    tiles of its n queries, which is enough for rows of at least MIN_Q, the only ones that are looked for here.
+    """
+    if BY_TOKENS:
+        return (start.to(tl.int64) * (BLOCK_Q + MIN_Q) // (BLOCK_Q * MIN_Q)).to(tl.int32)
+    return (start // BLOCK_Q).to(tl.int32) + row
 
 
 @triton.jit(do_not_specialize=["window", "num_rows"])
@@ -43,25 +55,26 @@ def long_kernel(
     PAGE_SIZE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     SHORT_M: tl.constexpr,
+    BY_TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # Tiles are numbered row after row, with row s's first at starts[s] // BLOCK_Q + s: that leaves each row room for
-    # a partly filled tile, and needs no count on the host. A row's last tiles see the most keys, so they go first.
+    # A row's last tiles see the most keys, so they go first.
     BLOCK_Q: tl.constexpr = BLOCK_M // REPEATS
+    MIN_Q: tl.constexpr = SHORT_M // REPEATS + 1
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     tile = tl.num_programs(0) // NUM_KV_HEADS - 1 - tl.program_id(0) // NUM_KV_HEADS
     row = tile * 0
     end_row = row + num_rows
     while end_row - row > 1:
         middle = (row + end_row) // 2
-        is_past = (tl.load(starts_ptr + middle) // BLOCK_Q).to(tl.int32) + middle > tile
+        is_past = _first_tile(tl.load(starts_ptr + middle), middle, BY_TOKENS, BLOCK_Q, MIN_Q) > tile
         end_row = tl.where(is_past, middle, end_row)
         row = tl.where(is_past, row, middle)
     start = tl.load(starts_ptr + row)
     num_queries = (tl.load(starts_ptr + row + 1) - start).to(tl.int32)
-    first_query = (tile - row - (start // BLOCK_Q).to(tl.int32)) * BLOCK_Q
+    first_query = (tile - _first_tile(start, row, BY_TOKENS, BLOCK_Q, MIN_Q)) * BLOCK_Q
     if (first_query >= num_queries) | (num_queries * REPEATS <= SHORT_M):
         return
     context = tl.load(lens_ptr + row).to(tl.int32)

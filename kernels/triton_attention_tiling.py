@@ -10,6 +10,8 @@ from functools import cache
 import torch
 import triton
 
+from .triton_device import num_processors
+
 # A short row's keys are shared out until the grid has this many programs for each multiprocessor …
 PROGRAMS_PER_PROCESSOR = 16
 # … but no program is given fewer keys than this, unless its row has no more.
@@ -57,15 +59,10 @@ def long_tiling(repeats: int, block_d: int, dtype: torch.dtype) -> Tiling:
 
 def num_splits(programs: int, longest_context: int, device: torch.device) -> int:
     """Into how many parts each short row's keys are cut, from what the host knows without asking the device."""
-    wanted = PROGRAMS_PER_PROCESSOR * _num_processors(device)
+    wanted = PROGRAMS_PER_PROCESSOR * num_processors(device)
     return max(1, min(wanted // programs, longest_context // MIN_SPLIT_KEYS))
 
 
 def num_shared_parts(programs: int, longest_context: int, device: torch.device) -> int:
     """Into how many parts a shared prefix's keys are cut where all rows are in full tiles of one group."""
-    return max(1, min(_num_processors(device) // programs, longest_context // MIN_SPLIT_KEYS, MAX_SHARED_PARTS))
-
-
-@cache
-def _num_processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+    return max(1, min(num_processors(device) // programs, longest_context // MIN_SPLIT_KEYS, MAX_SHARED_PARTS))

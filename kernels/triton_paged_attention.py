@@ -212,8 +212,12 @@ def _launch_short(
 
 
 def _launch_long(call: _Call, tiling: Tiling, short_m: int) -> None:
-    num_tokens = call.out.shape[0]
-    num_tiles = num_tokens // (tiling.block_m // call.constants["REPEATS"]) + call.num_rows
+    num_tokens, repeats = call.out.shape[0], call.constants["REPEATS"]
+    block_q, min_q = tiling.block_m // repeats, short_m // repeats + 1
+    by_rows, by_tokens = num_tokens // block_q + call.num_rows, num_tokens * (block_q + min_q) // (block_q * min_q)
+    num_tiles = min(by_rows, by_tokens)
+    if not num_tiles:
+        return
     long_kernel[(num_tiles * call.num_kv_heads,)](
         *call.inputs,
         call.out,
@@ -224,4 +228,5 @@ def _launch_long(call: _Call, tiling: Tiling, short_m: int) -> None:
         *call.strides,
         **call.options(tiling),
         SHORT_M=short_m,
+        BY_TOKENS=by_tokens < by_rows,
     )

@@ -5,7 +5,7 @@ Filters are thresholds, found by search and not by sorting: logits become intege
 pass over the line settles two bits of the smallest key that passes, by how many tokens (top_k), or how much probability
 (top_p), lie above three candidates for it. So a filter costs 8 passes for 16-bit logits and 16 for float32, from the
 second on out of the cache. A greedy draw costs one pass, and so does one without filters.
-V vocabulary, D draws; `_V` marks what a program holds of it at once.
+V vocabulary, S lines of logits, R rows; `_V` marks what a program holds of it at once.
 """
 
 import torch
@@ -124,9 +124,15 @@ def _threshold(
 
 
 @triton.jit
+def _store(token_ptr, drawn_ptr, row, token):
+    tl.store(token_ptr, token.to(tl.int64))
+    if drawn_ptr is not None:
+        tl.store(drawn_ptr + row, token)
+
+
+@triton.jit
 def _sample_kernel(
     logits_ptr,
-    lines_ptr,
     rows_ptr,
     positions_ptr,
     temperature_ptr,
@@ -135,18 +141,19 @@ def _sample_kernel(
     top_k_ptr,
     seed_ptr,
     tokens_ptr,
+    drawn_ptr,
     line_stride,
     KEY_BITS: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    draw = tl.program_id(0)
-    row = tl.load(rows_ptr + draw).to(tl.int64)
-    x_ptr = logits_ptr + tl.load(lines_ptr + draw).to(tl.int64) * line_stride
+    line = tl.program_id(0)
+    row = tl.load(rows_ptr + line).to(tl.int64)
+    x_ptr = logits_ptr + line.to(tl.int64) * line_stride
     temperature = tl.load(temperature_ptr + row)
     if temperature <= 0:
         _, token = _largest(x_ptr, VOCAB_SIZE, BLOCK_V)
-        tl.store(tokens_ptr + draw, token.to(tl.int64))
+        _store(tokens_ptr + line, drawn_ptr, row, token)
         return
     top_p, min_p, top_k = tl.load(top_p_ptr + row), tl.load(min_p_ptr + row), tl.load(top_k_ptr + row)
     limits_k = (top_k > 0) & (top_k < VOCAB_SIZE)
@@ -166,42 +173,45 @@ def _sample_kernel(
         threshold = tl.minimum(threshold, _ordered_keys(largest.to(logits_ptr.dtype.element_ty)))
         if min_p > 0:
             least = tl.minimum(tl.log(min_p), 0.0)
-    key, late_key = draw_keys(seed_ptr + 2 * row, tl.load(positions_ptr + draw))
+    key, late_key = draw_keys(seed_ptr + 2 * row, tl.load(positions_ptr + line))
     _, token = _largest_with_noise(x_ptr, temperature, threshold, largest, least, key, late_key, VOCAB_SIZE, BLOCK_V)
-    tl.store(tokens_ptr + draw, token.to(tl.int64))
+    _store(tokens_ptr + line, drawn_ptr, row, token)
 
 
 def sample(
     logits_SV: Tensor,
-    lines_D: Tensor,
-    rows_D: Tensor,
-    positions_D: Tensor,
+    rows_S: Tensor,
+    positions_S: Tensor,
     params: SamplingRows,
     *,
+    out_S: Tensor | None = None,
+    drawn_R: Tensor | None = None,
     block_v: int = BLOCK_V,
 ) -> Tensor:
     """Launch the kernel; `kernels/sample.py` says what it computes. A program looks at `block_v` logits at a time."""
-    tokens_D = torch.empty(len(lines_D), dtype=torch.int64, device=logits_SV.device)
+    tokens_S = torch.empty(len(rows_S), dtype=torch.int64, device=logits_SV.device) if out_S is None else out_S
     by_row = (params.temperature_R, params.top_p_R, params.min_p_R, params.top_k_R, params.seed_R2)
     assert logits_SV.dtype in (torch.bfloat16, torch.float16, torch.float32)
     assert logits_SV.stride(1) == 1
-    assert all(x.is_contiguous() for x in (lines_D, rows_D, positions_D, *by_row))
-    assert len(lines_D) == len(rows_D) == len(positions_D)
-    if len(lines_D) == 0:
-        return tokens_D
+    assert all(x.is_contiguous() for x in (rows_S, positions_S, tokens_S, *by_row))
+    assert len(logits_SV) == len(rows_S) == len(positions_S) == len(tokens_S)
+    assert tokens_S.dtype == torch.int64
+    assert drawn_R is None or drawn_R.dtype == torch.int32
+    if len(rows_S) == 0:
+        return tokens_S
     vocab_size = logits_SV.shape[1]
     block_v = min(block_v, triton.next_power_of_2(vocab_size))
-    _sample_kernel[(len(lines_D),)](
+    _sample_kernel[(len(rows_S),)](
         logits_SV,
-        lines_D,
-        rows_D,
-        positions_D,
+        rows_S,
+        positions_S,
         *by_row,
-        tokens_D,
+        tokens_S,
+        drawn_R,
         logits_SV.stride(0),
         KEY_BITS=8 * logits_SV.dtype.itemsize,
         VOCAB_SIZE=vocab_size,
         BLOCK_V=block_v,
         num_warps=max(4, min(16, block_v // 512)),
     )
-    return tokens_D
+    return tokens_S

@@ -13,7 +13,9 @@ from .step_inputs import StepInputs
 BLOCK_T = 256
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_tokens", "num_padded_rows", "num_padded_tokens", "table_stride"])
+@triton.jit(
+    do_not_specialize=["num_rows", "num_tokens", "num_padded_rows", "num_padded_tokens", "nobodys_row", "table_stride"]
+)
 def _step_inputs_kernel(
     rows_ptr,
     starts_ptr,
@@ -32,6 +34,7 @@ def _step_inputs_kernel(
     num_tokens,
     num_padded_rows,
     num_padded_tokens,
+    nobodys_row,
     table_stride,
     PAGE_SIZE: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -48,7 +51,7 @@ def _step_inputs_kernel(
         tl.store(query_starts_out, 0)
         return
     if s >= num_rows:
-        tl.store(rows_out + s, 0)
+        tl.store(rows_out + s, nobodys_row)
         tl.store(query_starts_out + s + 1, num_tokens)
         tl.store(context_lens_out + s, 0)
         tl.store(last_out + s, 0)
@@ -104,6 +107,7 @@ def step_inputs(
         len(given_ids_T),
         num_padded_rows,
         num_padded_tokens,
+        len(drawn_R) - 1,
         page_table_RN.stride(0),
         PAGE_SIZE=page_size,
         BLOCK_T=BLOCK_T,

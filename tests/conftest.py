@@ -44,6 +44,9 @@ def mtbench(test_data: Path) -> list[str]:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Valkey that lives as long as the test session."""
     with EmbeddedValkey(tmp_path_factory.mktemp("redis")) as valkey:
+        with Redis.from_url(valkey.url) as client:
+            # By default once a second, for which everybody would wait who is told that something is on disk.
+            client.config_set("appendfsync", "always")
         yield valkey.url
 
 

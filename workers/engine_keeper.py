@@ -1,4 +1,4 @@
-"""Keeps an engine running: starts it, hears it, starts it again when it dies, and gives up when that is of no use.
+"""Keeps an engine running: starts it, hears it, starts it again when it dies or hangs, and knows when to give up.
 
 Knows nothing of where lines come from or of where their answers go.
 """
@@ -6,31 +6,39 @@ Knows nothing of where lines come from or of where their answers go.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from .engine_process import EngineDied, EngineProcess
 from .flight import Flight, Flying
 from .waker import Waker
+from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 RESTART_S, LONGEST_RESTART_S = 0.1, 1.0
+UNDYING_S = 30.0  # From SIGKILL on.
+EXIT_UNDYING = 70
 MOST_DEATHS = 24  # Enough to single out one line of thousands; more, and it is the engine.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """Lines that are complete, and lines that are given up because the engine dies of them."""
+    """Lines that are complete, and lines that are given up because the engine dies of them, with the error's code."""
 
     complete: list[Flying]
     deadly: list[Flying]
+    code: Literal["engine_crashed", "engine_hung"] = "engine_crashed"
 
 
 class EngineKeeper:
     """Call `hear` again and again. `ready` is set once the engine has come up for the first time."""
 
-    def __init__(self, engine: EngineProcess, flight: Flight, waker: Waker) -> None:
+    def __init__(self, engine: EngineProcess, flight: Flight, waker: Waker, *, stall_s: float) -> None:
         self._engine, self._flight, self._waker = engine, flight, waker
+        self._watchdog = Watchdog(stall_s)
+        self._hung, self._killed_at = False, 0.0
         self._start_at = 0.0
         self._deaths = 0
         self.ready = False
@@ -53,19 +61,36 @@ class EngineKeeper:
         try:
             outputs = self._engine.poll(timeout, self._waker)
         except EngineDied as death:
-            return Heard(complete=[], deadly=self._died(death))
+            return self._died(death)
         self.ready = self.ready or up
         if outputs:
             self._deaths = 0
-        return Heard(complete=self._flight.take(outputs), deadly=[])
+        complete = self._flight.take(outputs)
+        self._watch()
+        return Heard(complete=complete, deadly=[])
 
-    def _died(self, death: EngineDied) -> list[Flying]:
+    def _watch(self) -> None:
+        """Kill an engine that hangs: the next `hear` finds it dead. End with one that cannot be killed."""
+        busy = self._flight.num_inside > 0
+        if not self._watchdog.sees_hang(busy=busy, progress=self._engine.progress):
+            return
+        if not self._hung:
+            log.error("the engine has done nothing for %g s and is killed", self._watchdog.patience_s)
+            self._hung, self._killed_at = True, time.monotonic()
+            self._engine.kill()
+        elif time.monotonic() - self._killed_at > UNDYING_S:
+            # It is held by a driver, and every orderly end would wait for it. Others wait for the leases only.
+            log.critical("the engine cannot be killed; the worker ends without it")
+            os._exit(EXIT_UNDYING)
+
+    def _died(self, death: EngineDied) -> Heard:
         self._deaths += 1
         log.error("%s (%d in a row, with %d lines in hand)", death, self._deaths, len(self._flight))
         if not self.ready or self.worn_out:
             raise death
         deadly = self._flight.engine_died()
+        hung, self._hung = self._hung, False
         for flying in deadly:
             log.error("line %r kills the engine and is given up", flying.prepared.line.custom_id)
         self._start_at = time.monotonic() + min(RESTART_S * 2 ** (self._deaths - 1), LONGEST_RESTART_S)
-        return deadly
+        return Heard(complete=[], deadly=deadly, code="engine_hung" if hung else "engine_crashed")

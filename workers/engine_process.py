@@ -5,7 +5,6 @@ Knows nothing of lines or shards: whoever added requests to an engine that died 
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +13,9 @@ from multiprocessing.process import BaseProcess
 
 from ..engine.request import Load, ModelInfo, Output, Request
 from .engine_child import Command, Engine, Started, StartFailed, Stepped, main
+from .pipe_writer import PipeWriter
 from .waker import Waker
 
-log = logging.getLogger(__name__)
 STOP_S = 5.0
 
 
@@ -31,13 +30,16 @@ class EngineStartError(Exception):
 class EngineProcess:
     """Builds the engine with `factory` in a process of its own. To be used from one thread.
 
-    `start` returns at once; the engine takes requests once `info` is set, which `poll` brings about.
+    `start` returns at once; the engine takes requests once `info` is set, which `poll` brings about. `progress` counts
+    the messages that told of anything new.
     """
 
     def __init__(self, factory: Callable[[], Engine]) -> None:
         self._factory = factory
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._writer: PipeWriter | None = None
+        self.progress = 0
         self.info: ModelInfo | None = None
         self.load: Load | None = None
 
@@ -57,6 +59,7 @@ class EngineProcess:
         self._process = context.Process(target=main, args=arguments, name="pressrun-engine", daemon=True)
         self._process.start()
         theirs.close()  # So that the pipe ends with the child.
+        self._writer = PipeWriter(self._pipe)
 
     @property
     def running(self) -> bool:
@@ -90,6 +93,11 @@ class EngineProcess:
                 raise EngineDied(f"the engine's process ended: {self._bury()}") from error
         return outputs
 
+    def kill(self) -> None:
+        """End the process now, in the middle of whatever it does; `poll` raises EngineDied for it."""
+        if self._process is not None:
+            self._process.kill()
+
     def stop(self) -> None:
         """End the process: at the end of its step, or after `STOP_S` seconds by force."""
         if self.running:
@@ -97,6 +105,7 @@ class EngineProcess:
 
     def _heard(self, message: object) -> list[Output]:
         if isinstance(message, Stepped):
+            self.progress += bool(message.outputs) or message.load != self.load
             self.load = message.load
             return message.outputs
         if isinstance(message, StartFailed):
@@ -107,17 +116,17 @@ class EngineProcess:
         return []
 
     def _send(self, command: Command) -> None:
-        if self._pipe is None:
-            return
-        try:
-            self._pipe.send(command)
-        except OSError:
-            log.debug("the engine's process has ended; the next poll reports it")
+        if self._writer is not None:
+            self._writer.send(command)
 
     def _bury(self) -> str:
         """Close what is left of the process; how it ended, in words."""
         assert self._process is not None
         assert self._pipe is not None
+        assert self._writer is not None
+        if not self._writer.close(STOP_S):
+            self._process.kill()  # It reads no more: neither would it see the pipe's end.
+            self._writer.close()
         self._pipe.close()
         self._process.join(STOP_S)
         if self._process.is_alive():
@@ -125,5 +134,5 @@ class EngineProcess:
             self._process.join()
         code = self._process.exitcode
         self._process.close()
-        self._process = self._pipe = self.info = self.load = None
+        self._process = self._pipe = self._writer = self.info = self.load = None
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"

@@ -68,6 +68,11 @@ class Flight:
     def __len__(self) -> int:
         return len(self._lines)
 
+    @property
+    def num_inside(self) -> int:
+        """Lines that the engine has."""
+        return len(self._inside)
+
     def add(self, shard: RunningShard, lines: Iterable[Prepared]) -> None:
         """Take on lines of a shard."""
         for prepared in lines:

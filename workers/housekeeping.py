@@ -1,4 +1,4 @@
-"""What keeps batches moving: validation, lapsed leases, winding up, ending, expiry; `feeding.py` feeds them.
+"""What keeps batches moving: validation, lapsed leases, winding up, ending, expiry, telling of ends (feeding.py feeds).
 
 Housekeepers share what there is to look at: each takes the batches that nobody has looked at for longest, a bounded
 number at a time, so that many batches make the rounds longer and no look dearer. Every worker runs a housekeeper; what
@@ -12,23 +12,26 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event, Lock
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..jobs.backend import Backend
-from ..jobs.finish import end_batch, fill_shard, validate_batch, wind_up
+from ..jobs.finish import end_batch, give_up_on, validate_batch, wind_up
 from ..jobs.progress import progress_of
 from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
-from ..jobs.submit import sweep_files
+from ..jobs.submit import sweep_broken_uploads, sweep_files
+from ..jobs.uploads import sweep_uploads
+from .deliverer import Deliverer
 from .feeding import Feeder
 
 log = logging.getLogger(__name__)
 
 # Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
-TICK_S, CARE_S, JOBS_S, LOST_S, FILES_S = 0.05, 0.2, 1.0, 5.0, 60.0
+TICK_S, CARE_S, JOBS_S, LOST_S, FILES_S, BROKEN_S, WEBHOOKS_S = 0.05, 0.2, 1.0, 5.0, 60.0, 3600.0, 0.5
 RETRY_S = 1.0
 REST_S = 30.0  # A batch that nobody has in hand needs no care: who changes it asks for a look.
 MOST_BATCHES, MOST_JOBS = 100, 2000  # To look at in one tick.
@@ -44,10 +47,12 @@ class Housekeeper:
         self._feeder = Feeder(backend)
         self._fed: set[str] = set()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="housekeeping")
+        self._deliverer = Deliverer(backend)
         self._busy: set[str] = set()
         self._retry_at: dict[str, float] = {}
         self._later_lock = Lock()
         self._due: dict[str, float] = {}
+        self._more_at = 0.0
         self._missing_since: dict[tuple[str, int], float] = {}
 
     def run(self, stop: Event) -> None:
@@ -65,20 +70,26 @@ class Housekeeper:
                     stop.wait(RETRY_S)
         finally:
             self._pool.shutdown(cancel_futures=True)
+            self._deliverer.close()
 
     def tick(self) -> None:
         """Do what is due."""
         store = self.backend.store
         self._care_for_batches(store.due_for_care("batch", MOST_BATCHES, CARE_S))
-        self._fed |= set(self._feeder.feed())
+        self._where_there_is_room(self._feed)
         if self._is_due("jobs", JOBS_S):
             jobs = store.due_for_care("job", MOST_JOBS, JOBS_S / 2)
             self._care(jobs)
-            self._feed_jobs(jobs)
-        if self._is_due("lost", min(LOST_S, self.backend.settings.lease_s / 2)):
+            self._where_there_is_room(lambda: self._feed_jobs(jobs))
+        if self._is_due("lost", min(LOST_S, self.backend.settings.lease_s / 4)):
             self._requeue_lost()
         if self._is_due("files", FILES_S):
             sweep_files(self.backend, store.expired_files(time.time()))
+            self._later("uploads", _sweep_uploads)  # One may have thousands of parts.
+        if self._is_due("broken", BROKEN_S):
+            self._later("broken uploads", _sweep_broken_uploads)
+        if self._is_due("webhooks", WEBHOOKS_S):
+            self._deliverer.tick()
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
@@ -86,6 +97,19 @@ class Housekeeper:
             return False
         self._due[name] = now + interval
         return True
+
+    def _where_there_is_room(self, action: Callable[[], None]) -> None:
+        """Begin more work, or leave it for a moment while Redis' memory is full: what is in hand must go on then."""
+        if time.monotonic() < self._more_at:
+            return
+        try:
+            action()
+        except OutOfMemoryError as error:
+            log.warning("no work is queued: Redis' memory is full: %s", error)
+            self._more_at = time.monotonic() + RETRY_S
+
+    def _feed(self) -> None:
+        self._fed |= set(self._feeder.feed())
 
     def _feed_jobs(self, job_ids: list[str]) -> None:
         """Put into RQ again what has come back in line; jobs wait for no turn."""
@@ -99,7 +123,7 @@ class Housekeeper:
             return
         self._care(batch_ids)
         standing, now = progress_of(self.backend.store, batch_ids), time.time()
-        self.backend.lineup.note(standing)
+        self._where_there_is_room(lambda: self.backend.lineup.note(standing))
         self._fed |= {batch.id for batch in standing if batch.queued}
         idle = (batch for batch in standing if batch.status == "in_progress" and not batch.queued + batch.leased)
         self.backend.store.let_rest({batch.id: min(now + REST_S, batch.expires_at) for batch in idle})
@@ -126,14 +150,14 @@ class Housekeeper:
             self._later(batch_id, _give_up(batch.spent))
 
     def _requeue_lost(self) -> None:
-        """Find shards that have been fed, but for the time of a lease have neither waited in RQ nor been claimed.
+        """Find shards that have been fed, but for half a lease have neither waited in RQ nor been claimed.
 
         Their RQ job was deleted, or whoever was to queue or to claim it died.
         """
         now = time.monotonic()
         missing: dict[tuple[str, int], float] = {}
         for kind in KINDS:
-            self.backend.store.remember_care(kind)
+            self._where_there_is_room(partial(self.backend.store.remember_care, kind))
             ids = sorted(self._fed) if kind == "batch" else self.backend.store.active(kind)
             queued = dict(zip(ids, self.backend.shards.queued(ids), strict=True))
             self._fed -= {batch_id for batch_id, shards in queued.items() if not shards}
@@ -143,7 +167,7 @@ class Housekeeper:
         self._missing_since = missing
         lost: dict[str, list[int]] = {}
         for (batch_id, shard), since in missing.items():
-            if now - since >= self.backend.settings.lease_s:
+            if now - since >= self.backend.settings.lease_s / 2:
                 lost.setdefault(batch_id, []).append(shard)
         for batch_id, shards in lost.items():
             self.backend.store.look_at(batch_id)
@@ -151,7 +175,10 @@ class Housekeeper:
             log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(back))
 
     def _later(self, batch_id: str, task: Task) -> None:
-        """Run a slow task for a batch in the background, unless one is under way or has failed just now."""
+        """Run a slow task for a batch in the background, unless one is under way or has failed just now.
+
+        What is no batch's work goes by another name.
+        """
         with self._later_lock:
             if batch_id in self._busy or time.monotonic() < self._retry_at.get(batch_id, 0.0):
                 return
@@ -164,7 +191,7 @@ class Housekeeper:
             task(self.backend, batch_id)
         except Exception:
             # The edge of a thread: what went wrong is logged, and a later tick tries again.
-            log.exception("batch %s: %s failed and will be tried again", batch_id, task.__name__)
+            log.exception("%s: %s failed and will be tried again", batch_id, task.__name__)
             failed = True
         with self._later_lock:
             self._busy.discard(batch_id)
@@ -179,6 +206,14 @@ def _validate(backend: Backend, batch_id: str) -> None:
     backend.store.look_at(batch_id)  # It may be fed now.
 
 
+def _sweep_uploads(backend: Backend, _: str) -> None:
+    sweep_uploads(backend, time.time())
+
+
+def _sweep_broken_uploads(backend: Backend, _: str) -> None:
+    sweep_broken_uploads(backend)
+
+
 def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:
     batch = backend.store.batch(batch_id)
     forget_shards(backend.redis, batch.kind, batch_id, *backend.shards.queued([batch_id]))
@@ -188,7 +223,7 @@ def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:
 def _give_up(shards: Sequence[int]) -> Task:
     def give_up(backend: Backend, batch_id: str) -> None:
         for shard in shards:
-            log.error("batch %s: shard %d came to nothing too often; its lines fail", batch_id, shard)
-            fill_shard(backend, batch_id, shard, "worker_lost")
+            log.error("batch %s: shard %d came to nothing too often; lines of it fail", batch_id, shard)
+            give_up_on(backend, batch_id, shard)
 
     return give_up

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
@@ -35,7 +35,7 @@ class Ledger:
         self._shards: dict[ShardKey, RunningShard] = {}
         self._dirty: dict[ShardKey, RunningShard] = {}
         self._dirty_since = 0.0
-        self._held_at = time.monotonic()
+        self._held_at, self._held_at_date = time.monotonic(), time.time()
         self._sealers = ThreadPoolExecutor(max_workers=SEAL_THREADS, thread_name_prefix="sealing")
         self._sealed: SimpleQueue[tuple[RunningShard, bool]] = SimpleQueue()
 
@@ -48,9 +48,9 @@ class Ledger:
     def find(self, key: ShardKey) -> RunningShard | None:
         return self._shards.get(key)
 
-    def open(self, claim: Claim, ticket: Ticket) -> RunningShard:
-        """Enter a claimed shard. One without missing lines is sealed at the next `commit`."""
-        shard = RunningShard(claim=claim, ticket=ticket, num_left=claim.shard.num_lines - len(claim.done))
+    def open(self, claim: Claim, ticket: Ticket, num_lines: int) -> RunningShard:
+        """Enter a claimed shard with so many lines to run. One without any is sealed at the next `commit`."""
+        shard = RunningShard(claim=claim, ticket=ticket, num_left=num_lines)
         assert shard.key not in self._shards
         self._shards[shard.key] = shard
         if not shard.num_left:
@@ -60,6 +60,7 @@ class Ledger:
     def enter(self, shard: RunningShard, result: LineResult) -> None:
         """Note a finished line; one of a shard that has been let go is dropped."""
         if shard.stage == "running":
+            shard.begun = True
             shard.finished.append(result)
             shard.num_left -= 1
             self._mark(shard)
@@ -74,18 +75,22 @@ class Ledger:
             lost += self._commit_group(self._next_group())
         return lost
 
-    def hold(self, *, now: bool = False) -> list[RunningShard]:
-        """Renew the leases if it is time. Returns the shards that are lost, or no longer to be run."""
+    def hold(self, taking: Sequence[Claim] = (), *, now: bool = False) -> list[RunningShard]:
+        """Renew the leases, and those of the claims in `taking`, if it is time.
+
+        Returns the shards that are lost, or no longer to be run. What `taking` has lost it finds out once it is here.
+        """
         lease_s = self._backend.settings.lease_s
-        if not now and time.monotonic() - self._held_at < min(1.0, lease_s / 5):
+        if not (now or time.monotonic() - self._held_at >= min(1.0, lease_s / 5) or self._one_has_expired()):
             return []
-        self._held_at = time.monotonic()
+        self._held_at, self._held_at_date = time.monotonic(), time.time()
         shards = list(self._shards.values())
-        if not shards:
+        claims = [*(shard.claim for shard in shards), *taking]
+        if not claims:
             return []
-        held = self._patiently(lambda: self._backend.shards.hold([shard.claim for shard in shards], lease_s))
+        held = self._patiently(lambda: self._backend.shards.hold(claims, lease_s))
         # Sealing goes on whatever the batch's status: it is fenced by itself.
-        return [shard for shard, mine in zip(shards, held, strict=True) if not mine and shard.stage == "running"]
+        return [shard for shard, mine in zip(shards, held, strict=False) if not mine and shard.stage == "running"]
 
     def sealed(self) -> list[RunningShard]:
         """Shards that have been sealed since the last call; they are no longer in the ledger."""
@@ -119,6 +124,11 @@ class Ledger:
         """Wait for the seals under way; `sealed` gives them."""
         self._sealers.shutdown(cancel_futures=True)
 
+    def _one_has_expired(self) -> bool:
+        """Whether a batch's window has closed since the leases were renewed, as far as this host's clock can tell."""
+        since, until = self._held_at_date, time.time()
+        return any(since < shard.claim.batch.expires_at <= until for shard in self._shards.values())
+
     def _mark(self, shard: RunningShard) -> None:
         if not self._dirty:
             self._dirty_since = time.monotonic()
@@ -140,7 +150,8 @@ class Ledger:
         for shard, reply in zip(group, replies, strict=True):
             shard.finished.clear()
             if reply == "ok" and not shard.num_left:
-                # Every line was stored, and yet some are missing: a crash of Redis took them back.
+                # All that was to be run is stored, and yet lines are missing: only a portion was tried, or a crash of
+                # Redis took some back.
                 self.release(shard, count_attempt=True)
                 lost.append(shard)
             elif reply == "lost":

@@ -10,18 +10,15 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from redis.exceptions import AuthenticationError, MasterDownError, ReadOnlyError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError
 
+from ..jobs.away import passes
 from ..jobs.errors import BlobsUnavailable, StoreUnavailable
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 300.0
-# Down, unreachable, loading its data, or a replica that has not been made the primary yet.
-PASSING = (RedisConnectionError, RedisTimeoutError, ReadOnlyError, MasterDownError, BlobsUnavailable)
 
 
 class Patiently(Protocol):
@@ -30,13 +27,20 @@ class Patiently(Protocol):
     def __call__(self, action: Callable[[], T]) -> T: ...
 
 
-def patiently(action: Callable[[], T], *, patience_s: Callable[[], float] = lambda: PATIENCE_S) -> T:
-    """Do `action` until it is answered. Raises StoreUnavailable after `patience_s()` seconds (asked every time)."""
+def patiently(
+    action: Callable[[], T], *, patience_s: Callable[[], float] = lambda: PATIENCE_S, for_room: bool = True
+) -> T:
+    """Do `action` until it is answered. Raises StoreUnavailable after `patience_s()` seconds (asked every time).
+
+    Where it is not `for_room` that the caller waits, a Redis whose memory is full is an OutOfMemoryError at once.
+    """
     started, pause_s = time.monotonic(), 0.05
     while True:
         try:
             return action()
-        except PASSING as error:
+        except (RedisError, BlobsUnavailable) as error:
+            if not passes(error) or (isinstance(error, OutOfMemoryError) and not for_room):
+                raise
             waited_s = time.monotonic() - started
             if isinstance(error, AuthenticationError) or waited_s >= patience_s():
                 raise StoreUnavailable(f"no answer for {waited_s:.0f} s: {error}") from error

@@ -15,6 +15,8 @@ from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import worker_registration
 from rq.command import handle_command, parse_payload
 from rq.exceptions import DeserializationError
@@ -33,7 +35,8 @@ log = logging.getLogger(__name__)
 WORKER_TTL_S = 30
 
 # Moves up to ARGV[i] job ids from KEYS[2i-1], a queue, to KEYS[2i], its intermediate queue. Returns them by queue.
-TAKE = """
+# When Redis' memory is full it is refused as a whole (`#!lua`): what was taken could not be begun.
+TAKE = """#!lua
 local taken = {}
 for i = 1, #ARGV do
   local ids = {}
@@ -148,9 +151,8 @@ class RqDesk(BaseWorker):
             for ticket in tickets:
                 write(ticket, pipe)
                 ticket.execution.delete(job=ticket.job, pipeline=pipe)
+                self.executions.pop(ticket.execution.id, None)
             pipe.execute()
-        for ticket in tickets:
-            self.executions.pop(ticket.execution.id, None)
         self._rest_if_idle()
 
     def _write_success(self, ticket: Ticket, pipe: Pipeline) -> None:
@@ -202,6 +204,12 @@ class RqDesk(BaseWorker):
             if self.get_state() != wanted:
                 self.set_state(wanted)
         return suspended
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        """Keep listening after a silence of the network too: RQ does so only after a broken connection."""
+        if isinstance(exc, RedisTimeoutError):
+            exc = RedisConnectionError(str(exc))
+        super()._pubsub_exception_handler(exc, pubsub, pubsub_thread)
 
     def handle_payload(self, message: Any) -> None:
         """Commands from RQ: `stop-job` reaches every execution of its job, not only a worker's first."""

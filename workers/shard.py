@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -36,7 +37,8 @@ class Ticket:
 class RunningShard:
     """A shard in hand. It is `running` until every line is stored, then `sealing`, and `gone` once let go.
 
-    `num_left` lines have no result yet; those that are `finished` are not stored yet.
+    `num_left` lines that are to be run have no result yet; those that are `finished` are not stored yet. It has `begun`
+    with its first result, and is in hand `since` then by the monotonic clock.
     """
 
     claim: Claim
@@ -44,6 +46,8 @@ class RunningShard:
     num_left: int
     stage: Literal["running", "sealing", "gone"] = "running"
     finished: list[LineResult] = field(default_factory=list)
+    begun: bool = False
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def key(self) -> ShardKey:

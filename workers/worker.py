@@ -18,14 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..engine.errors import EngineError
 from ..engine.request import ModelInfo
 from ..jobs.backend import Backend, connect
-from ..jobs.errors import PressrunError, SettingsError
+from ..jobs.errors import PressrunError, SettingsError, StoreUnavailable
 from ..jobs.lines import never_ran
-from ..jobs.records import LineResult, ModelCard
+from ..jobs.records import Claim, LineResult, ModelCard
 from ..jobs.settings import Settings
 from .appetite import Appetite
 from .engine_child import Engine
@@ -41,7 +41,7 @@ from .patience import PATIENCE_S, patiently
 from .prompts import Prepared, Prompts, Tokenizer
 from .responses import result_of
 from .rq_desk import RqDesk
-from .shard import RunningShard
+from .shard import RunningShard, Ticket
 from .waker import Waker
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class PressrunWorker(RqDesk):
         self.appetite = Appetite()
         self.meter = Meter()
         self.flight = Flight(engine, weigh=self.appetite.weight)
-        self.keeper = EngineKeeper(engine, self.flight, self.waker)
+        self.keeper = EngineKeeper(engine, self.flight, self.waker, stall_s=settings.engine_stall_s)
         self.ledger = Ledger(backend, self.waker, self._patiently)
         self.intake: Intake | None = None
         self._closing = threading.Event()
@@ -114,11 +114,14 @@ class PressrunWorker(RqDesk):
 
     def _turn(self) -> None:
         """One round of the loop; it waits only for the engine, and not for long."""
-        self._let_go_of(self.ledger.hold())  # First: after a long pause most else is not this worker's to say.
+        # First: after a long pause most else is not this worker's to say.
+        self._let_go_of(self.ledger.hold(self.intake.claims() if self.intake else ()))
         self._look_around()
         self._take_tickets()
-        for taken in self.intake.ready() if self.intake else ():
-            self._receive(taken)
+        if self.intake:
+            for taken in self.intake.ready():
+                self._receive(taken)
+            self.intake.settle(shard.ticket for shard in self.ledger if self._is_doubtful(shard))
         self._hear_engine()
         self._let_go_of(self.ledger.commit())
         self._finish_sealed()
@@ -182,7 +185,7 @@ class PressrunWorker(RqDesk):
             self.ledger.enter(flying.shard, result)
         self.meter.note(time.monotonic(), busy=busy, tokens=tokens)
         for flying in heard.deadly:
-            self.ledger.enter(flying.shard, never_ran(flying.prepared.line, "worker_lost"))
+            self.ledger.enter(flying.shard, never_ran(flying.prepared.line, heard.code))
         if self.intake is None and self.engine.info is not None:
             self._open_for_business(self.engine.info)
 
@@ -213,29 +216,41 @@ class PressrunWorker(RqDesk):
         if not self._is_due("take", TICK_S):
             return
         counts = min(urgent, MOST_TICKETS), min(-(-wanted // lines), MOST_TICKETS)
-        tickets = self._patiently(lambda: self.take(*counts)) if any(counts) else []
+        tickets = self._tell(lambda: self.take(*counts)) if any(counts) else []
         if tickets:
             self._due["take"] = 0.0
             self.intake.submit(tickets)
+        elif tickets is None:
+            self._due["take"] = time.monotonic() + LOOK_S
 
     def _receive(self, taken: Taken) -> None:
         """A ticket has come back from intake."""
         if taken.error is not None:
-            log.error("batch %s: shard %d cannot be run", *taken.ticket.key, exc_info=taken.error)
-            # Its lease is left to lapse, so that it is not tried again at once, nor for ever.
-            self._patiently(lambda: self.fail(taken.ticket, taken.error or RuntimeError()))
+            self._fail_to_take(taken.ticket, taken.claim, taken.error)
             return
         if taken.claim is None:
-            self._patiently(lambda: self.succeed([taken.ticket]))
+            self._tell(lambda: self.succeed([taken.ticket]))
             return
         earlier = self.ledger.find(taken.ticket.key)
         if earlier is not None:
             self._let_go(earlier)  # Queued again while it was here: the newer claim has it.
-        shard = self.ledger.open(taken.claim, taken.ticket)
+        shard = self.ledger.open(taken.claim, taken.ticket, len(taken.lines))
         for line in taken.lines:
             if isinstance(line, LineResult):
                 self.ledger.enter(shard, line)
         self.flight.add(shard, (line for line in taken.lines if isinstance(line, Prepared)))
+
+    def _is_doubtful(self, shard: RunningShard) -> bool:
+        """Whether this shard might still turn out to be one that kills workers."""
+        return not shard.begun and time.monotonic() - shard.since < self.backend.settings.lease_s
+
+    def _fail_to_take(self, ticket: Ticket, claim: Claim | None, error: Exception) -> None:
+        log.error("batch %s: shard %d cannot be run", *ticket.key, exc_info=error)
+        self._tell(lambda: self.fail(ticket, error))
+        if claim is not None and isinstance(error, StoreUnavailable):
+            # Its lines wait for a blob store that is away, and must not fail for that.
+            self._patiently(lambda: self.backend.shards.release(claim, count_attempt=False))
+        # Else its lease is left to lapse, so that it is not tried again at once, nor for ever.
 
     def _let_go_of(self, lost: list[RunningShard]) -> None:
         for shard in lost:
@@ -246,7 +261,7 @@ class PressrunWorker(RqDesk):
         """Forget a shard that is no longer ours."""
         self.flight.drop(shard)
         self.ledger.let_go(shard)
-        self._patiently(lambda: self.put_down([shard.ticket]))
+        self._tell(lambda: self.put_down([shard.ticket]))
 
     def _hand_back(self, shard: RunningShard, *, count_attempt: bool) -> None:
         """Give up a shard that is ours. RQ's job goes first: the store may have the shard queued again at once."""
@@ -256,7 +271,7 @@ class PressrunWorker(RqDesk):
     def _finish_sealed(self) -> None:
         sealed = self.ledger.sealed()
         if sealed:
-            self._patiently(lambda: self.succeed([shard.ticket for shard in sealed]))
+            self._tell(lambda: self.succeed([shard.ticket for shard in sealed]))
 
     def _hand_back_stopped(self) -> None:
         """`rq stop-job` stops an execution; the shard waits for its next turn. To end a batch, cancel it."""
@@ -270,18 +285,18 @@ class PressrunWorker(RqDesk):
 
     def _look_around(self) -> None:
         if self._is_due("look", LOOK_S):
-            self._suspended = self._patiently(self.suspended)
+            self._suspended = bool(self._tell(self.suspended))
         if self._is_due("beat", min(self.backend.settings.lease_s / 3, BEAT_S)):
-            self._patiently(lambda: self.beat([shard.ticket for shard in self.ledger]))
+            self._tell(lambda: self.beat([shard.ticket for shard in self.ledger]))
         if self._is_due("card", CARD_S):
             self._touch_model()
         if self.should_run_maintenance_tasks:
-            self._patiently(self.run_maintenance_tasks)
+            self._tell(self.run_maintenance_tasks)
 
     def _touch_model(self) -> None:
         if self._card is not None:
             card = replace(self._card, tokens_per_s=round(self.meter.tokens_per_s, 1))
-            self._patiently(lambda: self.backend.store.touch_model(card))
+            self._tell(lambda: self.backend.store.touch_model(card))
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
@@ -292,7 +307,21 @@ class PressrunWorker(RqDesk):
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Wait for Redis while there is nothing else to do; a worker that stops waits for no one."""
-        return patiently(action, patience_s=lambda: LAST_WORDS_S if self._stop_at is not None else PATIENCE_S)
+        return patiently(action, patience_s=self._patience_s)
+
+    def _tell(self, action: Callable[[], T]) -> T | None:
+        """The same for what others see of this worker and for taking more: None, at once, while Redis is full.
+
+        What is in hand must go on, because only that makes room again.
+        """
+        try:
+            return patiently(action, patience_s=self._patience_s, for_room=False)
+        except OutOfMemoryError as error:
+            log.warning("Redis' memory is full: %s", error)
+            return None
+
+    def _patience_s(self) -> float:
+        return LAST_WORDS_S if self._stop_at is not None else PATIENCE_S
 
 
 def run(settings: Settings, model_dir: Path | None = None) -> int:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.rms_norm import rms_norm
-from ...kernels.silu_mul import silu_mul
 from ..errors import ModelUnsupported
-from ..linear import Linear, Making, Slot, packed, product
+from ..linear import GatedLinear, Linear, Making, Slot, packed, product
 from ..rope import Rope
 from .base import KVPages, StepTensors, attend
 
@@ -167,10 +166,11 @@ class _Layer:
             attention + "k_proj": kv_size,
             attention + "v_proj": kv_size,
         }
-        gate_up_parts = {mlp + "gate_proj": mlp_size, mlp + "up_proj": mlp_size}
         self.qkv = Linear(qkv_parts, hidden_size, bias=config.qkv_bias, split=0, make=make)
         self.output = Linear({attention + "o_proj": hidden_size}, q_size, bias=config.output_bias, split=1, make=make)
-        self.gate_up = Linear(gate_up_parts, hidden_size, bias=config.mlp_bias, split=0, make=make)
+        self.gate_up = GatedLinear(
+            mlp + "gate_proj", mlp + "up_proj", mlp_size, hidden_size, bias=config.mlp_bias, make=make
+        )
         self.down = Linear({mlp + "down_proj": hidden_size}, mlp_size, bias=config.mlp_bias, split=1, make=make)
         self.q_norm_D = make.empty(config.head_dim) if config.head_norms else None
         self.k_norm_D = make.empty(config.head_dim) if config.head_norms else None
@@ -213,7 +213,7 @@ class _Layer:
         """The rest of the layer; returns (the next layer's normalised input, the residual stream)."""
         residual_TE = self.output.added_to(residual_TE, attended)
         x_TE = rms_norm(residual_TE, self.post_norm_E, self._eps)
-        residual_TE = self.down.added_to(residual_TE, silu_mul(self.gate_up(x_TE)))
+        residual_TE = self.down.added_to(residual_TE, self.gate_up(x_TE))
         return rms_norm(residual_TE, next_norm_E, self._eps), residual_TE
 
 

@@ -35,6 +35,9 @@ class Blobs(Protocol):
     def delete(self, key: str) -> None:
         """Remove a blob; a missing one is no error."""
 
+    def tidy(self, prefix: str, older_than_s: float) -> None:
+        """Remove what writes below the folder `prefix` left behind that broke off, if they began so long ago."""
+
 
 def open_blobs(url: str, redis: Redis) -> Blobs:
     """The blob store that a URL names: `file:///folder`, `s3://bucket/prefix` or `redis:` (the store's own Redis)."""

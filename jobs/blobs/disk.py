@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import BlobMissing
+from ..errors import BlobMissing, BlobsUnavailable
 
 CHUNK = 2**20
+# What a disk says that is full, or fails, or is not mounted as it should be: all of it may pass.
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
 
 
 class DiskBlobs:
@@ -20,17 +25,18 @@ class DiskBlobs:
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         path = self._path(key)
-        _make_folder(path.parent)
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-        try:
-            with open(draft, "wb") as out:
-                size = sum(out.write(chunk) for chunk in chunks)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        with _writing(key):
+            _make_folder(path.parent)
+            draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+            try:
+                with open(draft, "wb") as out:
+                    size = sum(out.write(chunk) for chunk in chunks)
+                    out.flush()
+                    os.fsync(out.fileno())
+                os.replace(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
+            _sync_folder(path.parent)
         return size
 
     def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
@@ -70,10 +76,28 @@ class DiskBlobs:
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
 
+    def tidy(self, prefix: str, older_than_s: float) -> None:
+        until = time.time() - older_than_s
+        for draft in self._path(prefix).rglob(".*.part"):
+            with suppress(FileNotFoundError):  # Another process tidies too.
+                if draft.stat().st_mtime < until:
+                    draft.unlink()
+
     def _path(self, key: str) -> Path:
         path = (self.root / key).resolve()
         assert path.is_relative_to(self.root.resolve()), f"blob key leaves the store: {key}"
         return path
+
+
+@contextmanager
+def _writing(key: str) -> Iterator[None]:
+    """A disk that takes nothing now as BlobsUnavailable, so that who writes waits for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in PASSING:
+            raise
+        raise BlobsUnavailable(f"{key} cannot be written: {error.strerror}") from error
 
 
 def _make_folder(folder: Path) -> None:

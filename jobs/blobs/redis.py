@@ -57,3 +57,6 @@ class RedisBlobs:
 
     def delete(self, key: str) -> None:
         self.redis.delete(PREFIX + key)
+
+    def tidy(self, prefix: str, older_than_s: float) -> None:
+        """A string is written by one command: nothing can be left of it."""

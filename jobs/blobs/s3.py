@@ -7,6 +7,7 @@ boto3 to find (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL_S3, profiles, ins
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -27,7 +28,8 @@ MOST_RESUMES = 5
 CONFIG = Config(
     connect_timeout=5,
     read_timeout=60,
-    retries={"mode": "standard", "max_attempts": 5},
+    # Few, because boto3's pauses double: who waits for a store that is away hears soon that it is back.
+    retries={"mode": "standard", "max_attempts": 3},
     max_pool_connections=32,
     # Newer checksums are unknown to many stores that are not Amazon's.
     request_checksum_calculation="when_required",
@@ -100,6 +102,21 @@ class S3Blobs:
         with self._speaking(key):
             self._client.delete_object(**self._named(key))
 
+    def tidy(self, prefix: str, older_than_s: float) -> None:
+        until = time.time() - older_than_s
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=self.bucket, Prefix=f"{self.prefix}{prefix}/"
+        )
+        with self._speaking(prefix):
+            for upload in (found for page in pages for found in page.get("Uploads", ())):
+                if upload["Initiated"].timestamp() < until:
+                    with suppress(BlobMissing):  # Another process tidies too.
+                        self._abort(upload)
+
+    def _abort(self, upload: Any) -> None:
+        with self._speaking(upload["Key"]):
+            self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
     def _put_in_parts(self, key: str, first: bytes, second: bytes, parts: Iterator[bytes]) -> int:
         named = self._named(key)
         with self._speaking(key):
@@ -114,7 +131,7 @@ class S3Blobs:
             with self._speaking(key):
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
         except BaseException:
-            # Parts that are never completed cost their space until a bucket's own rules remove them.
+            # Parts that are never completed cost their space until `tidy` or a bucket's own rules remove them.
             with suppress(ClientError, BotoCoreError):
                 self._client.abort_multipart_upload(**upload)
             raise
@@ -150,7 +167,7 @@ class S3Blobs:
             yield
         except ClientError as error:
             code = error.response["Error"]["Code"]
-            if code in ("404", "NoSuchKey", "412", "PreconditionFailed"):
+            if code in ("404", "NoSuchKey", "NoSuchUpload", "412", "PreconditionFailed"):
                 raise BlobMissing(key) from error
             if code == "InvalidRange":
                 raise RangeEmpty from error

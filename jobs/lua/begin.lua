@@ -1,3 +1,4 @@
+#!lua
 -- Validation is over: its shards become the batch's, and lines may run unless the batch is being wound up already.
 -- KEYS: batch, shards, waiting, sealed, shards as drafted, waiting as drafted.
 -- ARGV: now, number of lines, number of shards, model, '1' if the shards are those of an arranged copy, estimated tokens,

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Charges flows with what their batches owe by now, each token once: what was charged to a batch before is told apart.
 -- KEYS: times by flow, floors by priority, bills by batch. ARGV: number of floors, then priority and floor of each,
 -- then per bill: batch, flow, priority, weight, tokens owed since the batch began, where it started among its tenant's.

@@ -1,13 +1,14 @@
+#!lua
 -- Gives a shard to a new owner; whoever held it before can no longer commit.
 -- KEYS: batch, shards, waiting, queued, leased, owners, attempts, sealed, spool.
 -- ARGV: shard, owner, seconds of the lease, '1' to claim whatever the batch's status (to wind it up).
 -- Returns false, or {geometry, attempts, committed line indexes}.
-local batch = redis.call('HMGET', KEYS[1], 'status', 'paused')
-if not batch[1] then return false end
-if ARGV[4] ~= '1' and (batch[1] ~= 'in_progress' or batch[2] == '1') then return false end
+local batch = redis.call('HMGET', KEYS[1], 'status', 'expires_at', 'paused')
+local time = redis.call('TIME')
+local runs = batch[1] == 'in_progress' and batch[3] ~= '1' and tonumber(batch[2]) > tonumber(time[1])
+if not batch[1] or not (runs or ARGV[4] == '1') then return false end
 local geometry = redis.call('HGET', KEYS[2], ARGV[1])
 if not geometry or redis.call('HEXISTS', KEYS[8], ARGV[1]) == 1 then return false end
-local time = redis.call('TIME')
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('ZADD', KEYS[5], time[1] + time[2] / 1000000 + ARGV[3], ARGV[1])

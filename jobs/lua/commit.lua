@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Writes results of one shard, each line once, and counts exactly what it wrote.
 -- KEYS: batch, owners, spool, attempts. ARGV: shard, owner, lines in the shard, most kinds of errors to tell apart,
 -- then per line: index, outcome, input, cached, output, reasoning tokens, data, kind of error or '', its message.

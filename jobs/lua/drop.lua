@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- An ended batch needs neither shards nor care any more, unless it has been opened again.
 -- KEYS: batch, active batches, batches by their next look, then what is kept of its shards. ARGV: id, generation.
 -- Returns 1 if that is so.

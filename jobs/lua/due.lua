@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Takes the batches that are to be looked at now, so that no other housekeeper looks at them before the interval is over.
 -- KEYS: ids by the time of their next look. ARGV: most ids, seconds of the interval.
 local time = redis.call('TIME')

@@ -1,3 +1,4 @@
+#!lua
 -- Takes the first waiting shards of a running batch. KEYS: batch, waiting, queued.
 -- ARGV: most that may be queued at a time, most to take now. Returns shard indexes.
 local batch = redis.call('HMGET', KEYS[1], 'status', 'paused')

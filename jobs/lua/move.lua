@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Moves a batch to another status if it may. KEYS: batch.
 -- ARGV: to, now, comma-joined allowed origins, the generation that is meant or '', field, value...
 -- Returns the status the batch had before; a refused move leaves it as it was.

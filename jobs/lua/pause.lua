@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Pauses a batch, or lets it go on. A paused one is neither fed nor claimed; what waited in RQ goes back in line.
 -- KEYS: batch, waiting, queued. ARGV: '1' to pause, '0' to go on.
 -- Returns false if there is no such batch, or {status, closing, '1' if it was done, shards put back}.

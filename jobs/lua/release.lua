@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Hands a shard back to be fed again. KEYS: waiting, leased, owners, attempts.
 -- ARGV: shard, owner, '1' to count the attempt. Returns 1 if it was held.
 if redis.call('HGET', KEYS[3], ARGV[1]) ~= ARGV[2] then return 0 end

@@ -1,3 +1,4 @@
+#!lua
 -- Opens an ended batch again, as its next generation. What the last one left in Redis goes; its files stay as they are.
 -- KEYS: batch, active batches by deadline, batches by their next look, then what is kept of a batch's shards.
 -- ARGV: id, generation that has ended, now, seconds of the window, ids of the new output and error file,
@@ -10,7 +11,7 @@ local ended = status == 'completed' or status == 'expired' or status == 'cancell
 if not ended or (batch[2] or '0') ~= ARGV[2] then return status end
 redis.call('DEL', unpack(KEYS, 4))
 redis.call('HDEL', KEYS[1], 'validated', 'closing', 'in_progress_at', 'started_at', 'finalizing_at', 'completed_at',
-  'expired_at', 'cancelling_at', 'cancelled_at')
+  'expired_at', 'cancelling_at', 'cancelled_at', 'event_id')
 local expires_at = string.format('%.0f', ARGV[3] + ARGV[4])
 redis.call('HSET', KEYS[1], 'status', 'validating', 'generation', ARGV[2] + 1, 'reopened_at', ARGV[3],
   'expires_at', expires_at, 'reserved_output_id', ARGV[5], 'reserved_error_id', ARGV[6], 'retry', ARGV[7],

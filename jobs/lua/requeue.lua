@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Puts queued shards that RQ has lost back in line. KEYS: waiting, queued. ARGV: shards. Returns those put back.
 local back = {}
 for _, shard in ipairs(ARGV) do

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Puts off the next look at batches, unless somebody has asked for one meanwhile (which is the time 0).
 -- KEYS: ids by the time of their next look. ARGV: id and time, id and time...
 for i = 1, #ARGV, 2 do

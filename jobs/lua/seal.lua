@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- The shard's segment is safe in the blob store: drop its spool. The last one makes the batch ready to finish.
 -- KEYS: batch, leased, owners, attempts, sealed, spool. ARGV: shard, owner, lines in the shard, segment sizes, now.
 -- Returns 'lost', 'ok' or 'last'. A spool that a crash of Redis has cut short is lost too: its counters fell with it.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- What there is to do for a batch; one whose window is over begins to expire, and in a running one shards whose lease
 -- ran out go back in line.
 -- KEYS: batch, waiting, leased, owners, attempts. ARGV: most claims in a row without a finished line.

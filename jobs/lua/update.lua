@@ -1,3 +1,4 @@
+#!lua
 -- Changes the priority or the window of a batch that may still run. KEYS: batch, active batches by deadline.
 -- ARGV: id, priority or '', window or '', its seconds. Returns the status it had; false if there is no such batch;
 -- 'shorter' if the window would end before the present one. What is refused changes nothing.

@@ -1,7 +1,7 @@
 """Drawing tokens in plain torch: what `kernels/sample.py` means, and what serves on a CPU.
 
 No line pays for what another asks: greedy ones take the largest logit and nothing else, and only filtered ones are
-sorted, as far as needed. S lines of logits, V vocabulary, D draws, n of them that need the same work, K candidates.
+sorted, as far as needed. S lines of logits, V vocabulary, R rows, n lines that need the same work, K candidates.
 """
 
 from __future__ import annotations
@@ -22,29 +22,38 @@ NUM_CANDIDATES = 1024
 GROUP = 64
 
 
-def sample(logits_SV: Tensor, lines_D: Tensor, rows_D: Tensor, positions_D: Tensor, params: SamplingRows) -> Tensor:
-    """Return tokens_D (int64); `kernels/sample.py` says how."""
-    draws_D = params.temperature_R[rows_D] > 0
-    if not bool(draws_D.any()):
-        return _largest(logits_SV, lines_D)
-    filters_D = (params.top_p_R[rows_D] < 1) | (params.top_k_R[rows_D] > 0) | (params.min_p_R[rows_D] > 0)
-    tokens_D = torch.empty(len(lines_D), dtype=torch.int64, device=logits_SV.device)
-    greedy_n = (~draws_D).nonzero()[:, 0]
-    if len(greedy_n):
-        tokens_D[greedy_n] = _largest(logits_SV, lines_D[greedy_n])
-    for chosen_D, pick in ((draws_D & ~filters_D, _pick_from_all), (draws_D & filters_D, _pick_filtered)):
-        for group_n in torch.split(chosen_D.nonzero()[:, 0], GROUP):
-            rows_n = rows_D[group_n]
-            temperature_n1 = params.temperature_R[rows_n].unsqueeze(1)
-            scaled_nV = logits_SV[lines_D[group_n]].float().div_(temperature_n1)
-            tokens_D[group_n] = pick(scaled_nV, rows_n, positions_D[group_n], params)
-    return tokens_D
+def sample(
+    logits_SV: Tensor,
+    rows_S: Tensor,
+    positions_S: Tensor,
+    params: SamplingRows,
+    *,
+    out_S: Tensor | None = None,
+    drawn_R: Tensor | None = None,
+) -> Tensor:
+    """Return tokens_S (int64); `kernels/sample.py` says how."""
+    tokens_S = _sample(logits_SV, rows_S, positions_S, params)
+    if drawn_R is not None:
+        drawn_R[rows_S] = tokens_S.to(drawn_R.dtype)
+    return tokens_S if out_S is None else out_S.copy_(tokens_S)
 
 
-def _largest(logits_SV: Tensor, lines_D: Tensor) -> Tensor:
-    if len(lines_D) == len(logits_SV) and bool((lines_D == torch.arange(len(lines_D), device=lines_D.device)).all()):
+def _sample(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, params: SamplingRows) -> Tensor:
+    draws_S = params.temperature_R[rows_S] > 0
+    if not bool(draws_S.any()):
         return logits_SV.argmax(-1)
-    return logits_SV[lines_D].argmax(-1)
+    filters_S = (params.top_p_R[rows_S] < 1) | (params.top_k_R[rows_S] > 0) | (params.min_p_R[rows_S] > 0)
+    tokens_S = torch.empty(len(rows_S), dtype=torch.int64, device=logits_SV.device)
+    greedy_n = (~draws_S).nonzero()[:, 0]
+    if len(greedy_n):
+        tokens_S[greedy_n] = logits_SV[greedy_n].argmax(-1)
+    for chosen_S, pick in ((draws_S & ~filters_S, _pick_from_all), (draws_S & filters_S, _pick_filtered)):
+        for group_n in torch.split(chosen_S.nonzero()[:, 0], GROUP):
+            rows_n = rows_S[group_n]
+            temperature_n1 = params.temperature_R[rows_n].unsqueeze(1)
+            scaled_nV = logits_SV[group_n].float().div_(temperature_n1)
+            tokens_S[group_n] = pick(scaled_nV, rows_n, positions_S[group_n], params)
+    return tokens_S
 
 
 def _pick_from_all(scaled_nV: Tensor, rows_n: Tensor, positions_n: Tensor, params: SamplingRows) -> Tensor:

@@ -32,7 +32,7 @@ def step_inputs(
         (out.token_ids_P, torch.where(given_ids_T < 0, drawn_R[rows_T], given_ids_T), 0),
         (out.positions_P, positions_T, 0),
         (out.slots_P, pages_T * page_size + positions_T % page_size, -1),
-        (out.rows_Q, rows_S, 0),
+        (out.rows_Q, rows_S, len(drawn_R) - 1),
         (out.query_starts_Q1, query_starts_S1, num_tokens),
         (out.context_lens_Q, starts_S + lengths_S, 0),
         (out.last_Q, query_starts_S1[1:] - 1, 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import openai
@@ -14,7 +15,8 @@ from openai.types import Batch
 from pressrun.jobs.errors import UserError
 from pressrun.jobs.finish import validate_batch, wind_up
 from pressrun.jobs.lines import answered, refused
-from pressrun.jobs.records import Usage
+from pressrun.jobs.records import Line, LineResult, Usage
+from pressrun.jobs.store import batch_key
 
 from .conftest import CHAT, MODEL, Api, ServeApi, jsonl, request_line, seal_results
 
@@ -49,6 +51,13 @@ def refusal(api: Api, **changes: Any) -> dict[str, Any]:
     return error
 
 
+def one_fails(line: Line) -> LineResult:
+    """What comes of a line: `b` is refused, the others are answered."""
+    if line.custom_id == "b":
+        return refused(line, UserError("No.", param="n", code="invalid_value"))
+    return answered(line, {"id": line.custom_id}, Usage(input_tokens=10, cached_tokens=4, output_tokens=3))
+
+
 def test_a_new_batch_is_validating_and_has_every_field(api: Api) -> None:
     batch = create(api, metadata={"night": "run 7"})
     body = api.http.get(f"/v1/batches/{batch.id}").json()
@@ -81,15 +90,7 @@ def test_a_finished_batch_shows_its_files_counts_and_tokens(api: Api) -> None:
     assert running.in_progress_at
     assert running.request_counts
     assert running.request_counts.total == 3
-    seal_results(
-        api.backend,
-        batch.id,
-        lambda line: (
-            refused(line, UserError("No.", param="n", code="invalid_value"))
-            if line.custom_id == "b"
-            else answered(line, {"id": line.custom_id}, Usage(input_tokens=10, cached_tokens=4, output_tokens=3))
-        ),
-    )
+    seal_results(api.backend, batch.id, one_fails)
     done = api.openai.batches.retrieve(batch.id)
     assert (done.status, done.model) == ("completed", MODEL)
     assert done.request_counts
@@ -150,6 +151,40 @@ def test_cancelling_a_completed_batch_conflicts_and_is_not_tried_again(api: Api)
         "param": None,
         "code": None,
     }
+
+
+def test_cancelling_an_expired_batch_conflicts(api: Api) -> None:
+    batch = create(api)
+    api.backend.store.move(batch.id, "finalizing", closing="expired")
+    wind_up(api.backend, batch.id)
+    expired = api.openai.batches.retrieve(batch.id)
+    assert (expired.status, expired.output_file_id) == ("expired", None)
+    assert expired.expired_at
+    assert expired.request_counts
+    assert expired.request_counts.to_dict() == {"total": 1, "completed": 0, "failed": 0}
+    (line,) = api.openai.files.content(str(expired.error_file_id)).text.splitlines()
+    assert json.loads(line)["error"] == {
+        "code": "batch_expired",
+        "message": "This request could not be executed before the completion window expired.",
+    }
+    with pytest.raises(openai.ConflictError, match="Cannot cancel a batch with status 'expired'"):
+        api.openai.batches.cancel(batch.id)
+
+
+def test_pages_of_batches_end_where_the_batches_end(api: Api) -> None:
+    ids = [create(api).id for _ in range(4)][::-1]
+
+    def page(**query: Any) -> tuple[list[str], bool, str | None, str | None]:
+        body = api.http.get("/v1/batches", params=query).json()
+        return [batch["id"] for batch in body["data"]], body["has_more"], body["first_id"], body["last_id"]
+
+    assert page(limit=4) == (ids, False, ids[0], ids[3])
+    assert page(limit=3) == (ids[:3], True, ids[0], ids[2])
+    assert page(limit=100, after=ids[1]) == (ids[2:], False, ids[2], ids[3])
+    assert page(after=ids[3]) == ([], False, None, None)
+    with pytest.raises(openai.NotFoundError) as caught:
+        api.openai.batches.list(after="batch_none")
+    assert caught.value.param == "after"
 
 
 def test_a_batch_that_is_not_there_is_404(api: Api) -> None:
@@ -241,9 +276,49 @@ def test_an_unknown_parameter_is_named(api: Api) -> None:
     assert error["code"] == "unknown_parameter"
 
 
-def test_an_output_expiry_is_refused_as_not_built(api: Api) -> None:
-    error = refusal(api, output_expires_after={"anchor": "created_at", "seconds": 3600})
-    assert (error["param"], error["code"]) == ("output_expires_after", "unsupported_parameter")
+@pytest.mark.parametrize("seconds", [3600, 2592000])
+def test_result_files_expire_as_long_after_their_own_creation_as_was_asked(api: Api, seconds: int) -> None:
+    expiry: Any = {"anchor": "created_at", "seconds": seconds}
+    batch = create(api, request_line("a"), request_line("b"), output_expires_after=expiry)
+    # As if it had been created a day ago: the anchor is the file's creation.
+    api.backend.redis.hset(batch_key(batch.id), "created_at", batch.created_at - 86400)
+    validate_batch(api.backend, batch.id)
+    seal_results(api.backend, batch.id, one_fails)
+    done = api.openai.batches.retrieve(batch.id)
+    for file_id in (done.output_file_id, done.error_file_id):
+        file = api.openai.files.retrieve(str(file_id))
+        assert abs(file.created_at - time.time()) < 60
+        assert file.expires_at == file.created_at + seconds
+
+
+def test_result_files_are_kept_until_deleted_unless_asked_otherwise(api: Api) -> None:
+    batch = create(api, output_expires_after=None)
+    validate_batch(api.backend, batch.id)
+    seal_results(api.backend, batch.id, lambda line: answered(line, {}, Usage()))
+    done = api.openai.batches.retrieve(batch.id)
+    assert api.openai.files.retrieve(str(done.output_file_id)).expires_at is None
+
+
+@pytest.mark.parametrize(
+    ("expiry", "param", "code"),
+    [
+        ({"anchor": "created_at", "seconds": 3599}, "output_expires_after.seconds", "invalid_value"),
+        ({"anchor": "created_at", "seconds": 2592001}, "output_expires_after.seconds", "invalid_value"),
+        ({"anchor": "created_at", "seconds": "3600"}, "output_expires_after.seconds", "invalid_type"),
+        ({"anchor": "created_at", "seconds": True}, "output_expires_after.seconds", "invalid_type"),
+        ({"anchor": "created_at", "seconds": 3600.5}, "output_expires_after.seconds", "invalid_type"),
+        ({"anchor": "created_at", "seconds": None}, "output_expires_after.seconds", "invalid_type"),
+        ({"anchor": "created_at"}, "output_expires_after.seconds", "missing_required_parameter"),
+        ({"seconds": 3600}, "output_expires_after.anchor", "missing_required_parameter"),
+        ({"anchor": "completed_at", "seconds": 3600}, "output_expires_after.anchor", "invalid_value"),
+        ({"anchor": "created_at", "seconds": 3600, "days": 1}, "output_expires_after.days", "unknown_parameter"),
+        (3600, "output_expires_after", "invalid_type"),
+        (["created_at", 3600], "output_expires_after", "invalid_type"),
+    ],
+)
+def test_a_bad_output_expiry_is_refused_by_name(api: Api, expiry: object, param: str, code: str) -> None:
+    error = refusal(api, output_expires_after=expiry)
+    assert (error["param"], error["code"]) == (param, code)
 
 
 def test_an_unknown_input_file_is_404(api: Api) -> None:

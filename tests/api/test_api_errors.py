@@ -18,6 +18,7 @@ import pytest
 
 from pressrun.jobs.settings import Settings
 
+from ..jobs.conftest import valkey_that_cannot_save
 from .conftest import CHAT, Api, ServeApi, jsonl, request_line, served
 
 
@@ -38,7 +39,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     ("method", "path"),
     [
         ("POST", "/v1/chat/completions"),
-        ("POST", "/v1/uploads"),
+        ("GET", "/v1/uploads/upload_x"),
         ("GET", "/v1/nothing"),
         ("GET", "/"),
         ("GET", "/v1/files/a/b/c"),
@@ -161,6 +162,19 @@ def test_without_redis_every_call_says_try_again_until_it_is_back(
         link.symlink_to(there)
         assert http.get("/v1/files").status_code == 200
         assert http.get("/health").json()["status"] == "ok"
+
+
+def test_a_redis_whose_disk_takes_no_writes_says_try_again(settings: Settings) -> None:
+    with valkey_that_cannot_save() as valkey:
+        broken = settings.model_copy(update={"redis_url": f"unix://{valkey.config['unixsocket']}"})
+        with served(broken) as url, httpx.Client(base_url=url, timeout=20) as http:
+            answer = http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", b"{}")})
+    assert error_of(answer, 503)["code"] == "service_unavailable"
+
+
+def test_a_redis_that_refuses_for_good_is_a_surprise(api: Api) -> None:
+    api.backend.redis.set("pressrun:files", "not a set")
+    assert error_of(api.http.get("/v1/files"), 500)["code"] == "internal_error"
 
 
 @contextmanager

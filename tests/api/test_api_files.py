@@ -16,7 +16,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from .conftest import Api, ServeApi, jsonl, request_line
+from pressrun.jobs.submit import sweep_files
+
+from .conftest import CHAT, Api, ServeApi, jsonl, request_line
 
 GOOD = jsonl(request_line("a"), request_line("b"))
 
@@ -62,12 +64,38 @@ def test_a_file_expires_when_its_uploader_said(api: Api) -> None:
     assert file.expires_at == file.created_at + 3600
 
 
-def test_an_expired_file_is_gone(api: Api) -> None:
-    file = upload(api)
+def test_an_expired_file_is_gone_for_every_call_and_swept_with_its_bytes(api: Api) -> None:
+    kept, file, later = upload(api), upload(api), upload(api)
     api.backend.store.add_file(replace(api.backend.store.file(file.id), expires_at=int(time.time())))
-    with pytest.raises(openai.NotFoundError):
-        api.openai.files.retrieve(file.id)
-    assert api.openai.files.list().data == []
+    for call in (
+        api.openai.files.retrieve,
+        api.openai.files.content,
+        api.openai.files.delete,
+        lambda one: api.openai.batches.create(input_file_id=one, endpoint=CHAT, completion_window="24h"),
+    ):
+        with pytest.raises(openai.NotFoundError):
+            call(file.id)
+    for order, ids in (("desc", [later.id, kept.id]), ("asc", [kept.id, later.id])):
+        assert [one.id for one in api.openai.files.list(limit=1, order=order)] == ids  # type: ignore[arg-type]
+    sweep_files(api.backend, api.backend.store.expired_files(time.time()))
+    assert {key.removeprefix("files/") for key in api.backend.blobs.list("files")} == {kept.id, later.id}
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_of_files_end_where_the_files_end(api: Api, order: Any) -> None:
+    ids = [upload(api, name=f"{n}.jsonl").id for n in range(4)]
+    ids = ids if order == "asc" else ids[::-1]
+
+    def page(**query: Any) -> tuple[list[str], bool, str | None, str | None]:
+        body = api.http.get("/v1/files", params={"order": order} | query).json()
+        return [file["id"] for file in body["data"]], body["has_more"], body["first_id"], body["last_id"]
+
+    assert page(limit=4) == (ids, False, ids[0], ids[3])
+    assert page(limit=3) == (ids[:3], True, ids[0], ids[2])
+    assert page(limit=10_000, after=ids[1]) == (ids[2:], False, ids[2], ids[3])
+    assert page(limit=1, after=ids[2]) == (ids[3:], False, ids[3], ids[3])
+    assert page(after=ids[3]) == ([], False, None, None)
+    assert page(after=ids[0], purpose="user_data") == ([], False, None, None)
 
 
 def test_a_deleted_file_is_gone_with_its_bytes(api: Api) -> None:

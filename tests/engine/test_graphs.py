@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from pressrun.engine import engine as engine_module
+from pressrun.engine import graphs as graphs_module
+from pressrun.engine import runner as runner_module
 from pressrun.engine.graphs import StepGraphs
 from pressrun.engine.memory import choose_sizes
 from pressrun.engine.shapes import Shape
@@ -52,7 +54,13 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
     monkeypatch.setattr(StepGraphs, "_capture", capture)
     # The second largest of six sizes is slower than the largest.
     times = iter([5.0, 6.0, 4.0] + [3.0 - i / 10 for i in range(20)])
-    monkeypatch.setattr(StepGraphs, "_replay_milliseconds", lambda graphs, graph: next(times))
+
+    def milliseconds(run: Callable[[], None]) -> float:
+        run()
+        return next(times)
+
+    for module in (graphs_module, runner_module):
+        monkeypatch.setattr(module, "gpu_milliseconds", milliseconds)
     monkeypatch.setattr(
         engine_module, "choose_sizes", lambda *args: replace(choose_sizes(*args), num_graphed_tokens=64)
     )
@@ -75,6 +83,20 @@ def test_a_graph_that_finds_no_memory_is_done_without(
     assert len(engine._runner._graphs._graphs) == num_graphs
     assert engine.load().num_rows == 21
     assert engine.load().num_preemptions == 0
+
+
+def test_what_sharing_costs_is_measured_in_tokens_that_need_not_be_read(
+    tiny: Path, make_engine: Callable[..., Any], replays: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_engine(tiny, max_num_seqs=21, num_pages=120, page_size=4)._runner
+    assert runner.spared_tokens_worth_sharing() is None, "nothing was captured that shares"
+    runner.warm_up(num_paced_tokens=64, shares_reading=True)
+    # A step of its own 7 ms, the same with sharing 9, and to copy one layer's keys 0.5.
+    times = iter([7.0, 9.0])
+    monkeypatch.setattr(graphs_module, "gpu_milliseconds", lambda run: (run(), next(times))[1])
+    monkeypatch.setattr(runner_module, "gpu_milliseconds", lambda run: (run(), 0.5)[1])
+    num_layers = len(runner._kv.keys)
+    assert runner.spared_tokens_worth_sharing() == int(4 * 120 * 4 / num_layers)
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -100,7 +122,7 @@ def test_padded_steps_draw_the_same_tokens(
     dropped = set(range(1, 22)) - set(engine._runner._graphs.shapes.sizes)
     assert 16 in dropped
     # So that sharing is worth it on a tiny model.
-    engine._scheduler._shares, engine._scheduler.min_spared_tokens = True, 0
+    engine._scheduler._shares, engine._scheduler._min_spared_tokens = True, 0
     replays.clear()
     outputs = engine.finish(requests, arrivals=random.Random(1))
     assert {shape.mixed for shape in replays} == {False, True}

@@ -6,8 +6,9 @@ import random
 
 import numpy as np
 import pytest
+import torch
 
-from pressrun.engine.prefixes import MIN_ROWS, Sharing, find_sharing
+from pressrun.engine.prefixes import MIN_ROWS, Sharing, all_share_a_page, find_sharing, shared_prefixes
 
 
 def table_of(*rows: list[int]) -> np.ndarray:
@@ -78,3 +79,13 @@ def test_any_tree_of_prefixes_is_grouped_rightly(seed: int) -> None:
         check(sharing, rows)
     beginnings = [tuple(row[:1]) for row in rows if row]
     assert (sharing is not None) == any(beginnings.count(first) >= MIN_ROWS for first in set(beginnings))
+
+
+def test_a_page_that_all_share_is_one_group_on_each_level() -> None:
+    sharing = all_share_a_page(5, 2)
+    assert [level.num_spared for level in sharing.levels] == [4, 4]
+    prefixes = shared_prefixes(torch.from_numpy(sharing.words(16, 7)), 2)
+    for number, level in enumerate(prefixes.levels):
+        assert level.group_starts[:3].tolist() == [0, 0, 5]
+        assert (int(level.first_keys[1]), int(level.end_keys[1])) == (16 * number, 16 * number + 16)
+    assert prefixes.own_first_keys.tolist() == [32] * 5 + [0, 0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pressrun.engine import sequence
 from pressrun.engine.request import Request, SamplingParams
-from pressrun.engine.sampling import Drawing, Sampler
+from pressrun.engine.sampling import Drawing, Drawn, Sampler
 from pressrun.kernels.noise import gumbel_noise, split_seed
 from pressrun.kernels.reference import sample as reference
 
@@ -39,22 +39,21 @@ def draw(
     """One token for each set of parameters, all from the same logits after the same tokens."""
     sampler = Sampler(len(params), len(logits_V), (EOS,), torch.device("cpu"))
     rows = rows_of(sampler, params, list(tokens), num_prompt)
-    drawn = sampler.draw(logits_V.repeat(len(params), 1), drawing(rows, len(tokens)))
-    logprobs = drawn.logprobs and drawn.logprobs.read(drawn.tokens.numpy(), [x.numpy() for x in drawn.logprobs.tensors])
-    return drawn.tokens.tolist(), logprobs
+    tokens, logprobs = drawn_by(sampler, logits_V.repeat(len(params), 1), rows, len(tokens))
+    found = logprobs and logprobs.read(tokens.numpy(), [x.numpy() for x in logprobs.tensors])
+    return tokens.tolist(), found
 
 
-def drawing(rows: np.ndarray, position: int) -> Drawing:
+def drawn_by(sampler: Sampler, logits_SV: Tensor, rows: np.ndarray, position: int) -> tuple[Tensor, Any]:
     """Every line is drawn from, for these rows, at one position."""
-    lines, positions = np.arange(len(rows)), np.full(len(rows), position, np.int64)
-    return Drawing(
-        lines_D=torch.from_numpy(lines),
-        rows_D=torch.from_numpy(rows),
-        positions_D=torch.from_numpy(positions),
-        host_lines_D=lines,
-        host_rows_D=rows,
-        host_positions_D=positions,
-    )
+    positions = np.full(len(rows), position, np.int64)
+    tokens = sampler.draw(logits_SV, torch.from_numpy(rows), torch.from_numpy(positions))
+    before = logits_SV.clone()
+    drawing = Drawing(lines_D=np.arange(len(rows)), rows_D=rows, positions_D=positions)
+    logprobs = sampler.amend(Drawn(logits_SV=logits_SV, tokens_S=tokens), drawing)
+    assert torch.equal(logits_SV, before)
+    assert sampler.drawn_R[rows].tolist() == tokens.tolist()
+    return tokens, logprobs
 
 
 def frequencies(params: dict[str, Any], logits_V: Tensor, num_draws: int) -> Tensor:
@@ -210,8 +209,7 @@ def test_penalties_are_the_naive_ones_at_every_step_and_after_a_row_changes_hand
                 int(naive_penalty(logits_DV[i], prompt, history, **shuffled[i]).argmax())
                 for i, history in enumerate(histories)
             ]
-            where = drawing(rows, len(prompt) + len(generated) + step)
-            drawn = sampler.draw(logits_DV.clone(), where).tokens.tolist()
+            drawn = drawn_by(sampler, logits_DV, rows, len(prompt) + len(generated) + step)[0].tolist()
             assert drawn == expected
             for history, token in zip(histories, drawn, strict=True):
                 history.append(token)

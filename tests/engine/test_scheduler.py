@@ -40,10 +40,10 @@ class World:
             rows=self.rows,
             max_num_batched_tokens=budget,
             enable_prefix_caching=caching,
-            shares_reading=True,
+            shares_reading=caching,
+            min_spared_tokens=0,
             min_paced_tokens=min_paced_tokens,
         )
-        self.scheduler.min_spared_tokens = 0
         if crowded:
             self.scheduler.forecast = NoForesight()
         self.budget = budget

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,24 @@ class OwnValkey:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+@contextmanager
+def valkey_that_cannot_save() -> Iterator[OwnValkey]:
+    """A server that refuses writes, because it could not write a snapshot to its disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        valkey = OwnValkey(Path(folder), **{"enable-protected-configs": "yes"})
+        with valkey.client() as client:
+            gone = Path(folder) / "gone"
+            gone.mkdir()
+            client.config_set("save", "3600 1000")
+            client.config_set("dir", str(gone))
+            gone.rmdir()
+            client.bgsave()
+            while client.info("persistence")["rdb_last_bgsave_status"] == "ok":
+                time.sleep(0.01)
+        yield valkey
+        valkey.kill()
 
 
 @pytest.fixture

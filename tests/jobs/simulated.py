@@ -126,6 +126,10 @@ class GatedBlobs:
         self.gate()
         self.blobs.delete(key)
 
+    def tidy(self, prefix: str, older_than_s: float) -> None:
+        self.gate()
+        self.blobs.tidy(prefix, older_than_s)
+
 
 def gated(backend: Backend, gate: Gate) -> Backend:
     """The same backend as another process has it, with a gate before every call."""

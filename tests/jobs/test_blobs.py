@@ -143,6 +143,20 @@ def test_a_draft_that_a_killed_writer_left_is_no_blob(tmp_path: Path) -> None:
     assert list(blobs.list("a")) == ["a/c"]
 
 
+def test_old_drafts_of_killed_writers_are_tidied_up(tmp_path: Path) -> None:
+    blobs = DiskBlobs(tmp_path)
+    blobs.put("a/b", [b"whole"])
+    drafts = [tmp_path / folder / f".b.{'0' * 16}.part" for folder in ("a", "other")]
+    for draft in drafts:
+        draft.parent.mkdir(exist_ok=True)
+        draft.write_bytes(b"par")
+    blobs.tidy("a", 3600)
+    assert all(draft.exists() for draft in drafts)
+    blobs.tidy("a", -1)
+    assert [draft.exists() for draft in drafts] == [False, True]
+    assert read(blobs, "a/b") == b"whole"
+
+
 def test_a_key_cannot_leave_the_folder(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         DiskBlobs(tmp_path / "blobs").put("../outside", [b"x"])
@@ -207,6 +221,16 @@ def test_a_large_object_is_uploaded_in_parts_and_a_failed_upload_leaves_none(
     assert s3.put("a/b", chunks(broken=False)) == s3.size("a/b") == 13 * 2**20
     assert read(s3, "a/b", 6 * 2**20 - 1, 3) == block[-1:] + block[:2]
     assert read(s3, "a/b") == block * 13
+
+
+def test_old_uploads_of_killed_writers_are_tidied_up(s3: S3Blobs) -> None:
+    for key in ("a/b", "other/b"):
+        s3._client.create_multipart_upload(Bucket=s3.bucket, Key=s3.prefix + key)
+    s3.tidy("a", 3600)
+    assert len(uploads(s3)) == 2
+    s3.tidy("a", -1)
+    assert uploads(s3) == [f"{s3.prefix}other/b"]
+    s3.tidy("other", -1)
 
 
 def test_parts_grow_so_that_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:

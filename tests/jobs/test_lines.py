@@ -86,7 +86,7 @@ def test_a_line_that_never_ran_says_why(code: str) -> None:
     result = never_ran(LINE, code)
     line = fields(result.data)
     assert (line["response"], line["error"]) == (None, {"code": code, "message": ERROR_TEXTS[code]})
-    assert result.outcome == ("failed" if code == "worker_lost" else "unrun")
+    assert result.outcome == ("unrun" if code in ("batch_cancelled", "batch_expired") else "failed")
 
 
 @pytest.mark.parametrize("custom_id", ["é\n\u2028", "\ud800", "😀\udc00", "\x00\x7f"])

@@ -8,11 +8,11 @@ import pytest
 from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import end_batch, fill_shard, seal_shard, validate_batch, wind_up
+from pressrun.jobs.finish import end_batch, fill_shard, give_up_on, seal_shard, validate_batch, wind_up
 from pressrun.jobs.records import Batch, BatchStatus, Claim, LineResult, ShardCommit, Usage
 from pressrun.jobs.store import batch_key
 
-from .conftest import MakeBatch, chat_line
+from .conftest import MakeBackend, MakeBatch, chat_line
 from .simulated import Process
 
 
@@ -215,6 +215,36 @@ def test_a_shard_is_spent_when_its_claims_came_to_nothing_and_nobody_holds_it(
     fill_shard(backend, batch.id, 1, "worker_lost")
     assert spent(3) == ()
     assert backend.store.batch(batch.id).counts.failed == 4
+
+
+def test_of_a_spent_shard_only_the_lines_tried_last_fail_and_the_others_run_again(
+    make_backend: MakeBackend, make_batch: MakeBatch
+) -> None:
+    backend = make_backend(max_attempts=3)  # With all 4 lines, with 2, with 1.
+    batch = running(backend, make_batch, 8)
+    for _ in range(3):
+        backend.shards.release(claim(backend, batch, 1, "a"), count_attempt=True)
+    give_up_on(backend, batch.id, 1)
+    assert backend.store.batch(batch.id).counts.failed == 1
+    give_up_on(backend, batch.id, 1)  # Another housekeeper, that saw the same.
+    assert backend.store.batch(batch.id).counts.failed == 1
+    assert backend.shards.feed([batch.id], 2) == [[0, 1]]
+    again = claim(backend, batch, 1, "b")
+    give_up_on(backend, batch.id, 1)
+    assert (again.attempts, again.done) == (1, {4})
+    assert commit(backend, again, results(again)) == "complete"
+
+
+def test_once_its_window_has_closed_a_batch_is_neither_held_nor_claimed_but_wound_up(
+    backend: Backend, make_batch: MakeBatch
+) -> None:
+    batch = running(backend, make_batch, 8)
+    held = claim(backend, batch, 0, "a")
+    assert backend.shards.hold([held], 5.0) == [True]
+    backend.redis.hset(batch_key(batch.id), "expires_at", int(time.time()) - 1)  # No housekeeper has seen it yet.
+    assert backend.shards.hold([held], 5.0) == [False]
+    assert backend.shards.claim(batch.id, 1, "a", 5.0) is None
+    assert backend.shards.claim(batch.id, 1, "a", 5.0, winding_up=True) is not None
 
 
 def test_a_queued_shard_that_was_claimed_meanwhile_is_not_lost(backend: Backend, make_batch: MakeBatch) -> None:

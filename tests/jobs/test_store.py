@@ -53,6 +53,7 @@ def test_a_batch_comes_back_with_every_field(store: Store) -> None:
         counts=Counts(total=3),
         usage=Usage(input_tokens=2**40),
         times={"in_progress_at": 5},
+        output_ttl_s=3600,
     )
     store.create_batch(batch)
     assert store.batch(batch.id) == batch

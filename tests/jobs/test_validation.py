@@ -175,6 +175,7 @@ def test_a_missing_file_is_an_error_of_the_batch() -> None:
 
     result = validate(BATCH, missing, models={"m"}, settings=settings())
     assert [(e.line, e.code, e.param) for e in result.errors] == [(None, "invalid_request", "file_id")]
+    assert result.errors[0].message == ("Cannot find file file-x, or organization default does not have access to it.")
 
 
 def test_too_many_lines_and_too_long_lines_name_the_setting() -> None:

@@ -19,6 +19,7 @@ import torch
 from pressrun.kernels import (
     checks,
     sampling_checks,
+    triton_gated_product,
     triton_noise,
     triton_paged_attention,
     triton_rms_norm,
@@ -81,6 +82,10 @@ def named_checks() -> dict[str, Callable[[], None]]:
                 )
                 key = f"attention-{heads}-{kv_heads}-{head_size}-{page_size}-{window}-{num_splits}-{name}"
                 found[key] = partial(checks.check_attention, attend, case, dtype, "cpu", num_splits=num_splits)
+    # Whole tiles and parts of one; the interpreter has no bfloat16 products.
+    found["gated_product"] = partial(
+        checks.check_gated_product, triton_gated_product.gated_product, 130, 136, 72, torch.float16, "cpu"
+    )
     for padding in (0, 9):
         found[f"step_inputs-{padding}"] = partial(
             checks.check_step_inputs, triton_step_inputs.step_inputs, [3, 1, 300, 17, 1], 16, padding, "cpu"

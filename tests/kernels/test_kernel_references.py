@@ -5,6 +5,7 @@ import torch
 
 from pressrun.kernels import (
     checks,
+    gated_product,
     paged_attention,
     rms_norm,
     rotate_and_write,
@@ -32,6 +33,14 @@ def test_norms_match_the_formula(num_tokens: int, size: int, dtype: torch.dtype)
 @pytest.mark.parametrize(("num_tokens", "size"), [(1, 1536), (63, 1000), (7, 63)])
 def test_activation_matches_the_formula(num_tokens: int, size: int, dtype: torch.dtype) -> None:
     checks.check_silu_mul(silu_mul.silu_mul, num_tokens, size, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_tokens", "num_features", "num_inputs"), [(1, 1536, 576), (63, 1000, 100), (200, 63, 63)])
+def test_gated_layers_match_the_formula(
+    num_tokens: int, num_features: int, num_inputs: int, dtype: torch.dtype
+) -> None:
+    checks.check_gated_product(gated_product.gated_product, num_tokens, num_features, num_inputs, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -5,6 +5,7 @@ import torch
 
 from pressrun.kernels import (
     checks,
+    gated_product,
     paged_attention,
     rms_norm,
     rotate_and_write,
@@ -40,6 +41,23 @@ def test_norms_match_the_formula(num_tokens: int, size: int, dtype: torch.dtype,
 @pytest.mark.parametrize(("num_tokens", "size"), [(1, 1536), (63, 1000), (2048, 14336)])
 def test_activation_matches_the_formula(num_tokens: int, size: int, dtype: torch.dtype, cuda: str) -> None:
     checks.check_silu_mul(silu_mul.silu_mul, num_tokens, size, dtype, cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 127, 128, 1000, 2049])
+@pytest.mark.parametrize(
+    ("num_features", "num_inputs"),
+    [
+        (1536, 576),  # SmolLM2
+        (14336, 4096),  # Llama 3
+        (1000, 1000),  # no whole tiles
+        (63, 100),  # rows that are no whole 16 bytes
+    ],
+)
+def test_gated_layers_match_the_formula(
+    num_features: int, num_inputs: int, num_tokens: int, dtype: torch.dtype, cuda: str
+) -> None:
+    checks.check_gated_product(gated_product.gated_product, num_tokens, num_features, num_inputs, dtype, cuda)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -143,6 +143,35 @@ def test_an_engine_in_the_middle_of_a_step_dies_with_its_parent() -> None:
         time.sleep(0.02)
 
 
+def test_an_engine_that_reads_no_more_holds_nobody_up(make: Callable[..., EngineProcess]) -> None:
+    engine = make()
+    until_up(engine)
+    child = psutil.Process(pid_of(engine))
+    child.suspend()
+    started = time.monotonic()
+    for _ in range(20):
+        engine.add([request("x", 256) for _ in range(1000)])  # A megabyte in all: more than a pipe holds.
+    assert time.monotonic() - started < 2
+    engine.kill()
+    with pytest.raises(EngineDied, match="signal 9"):
+        gather(engine, 1)
+    assert not child.is_running()
+
+
+def test_only_what_tells_of_something_new_is_progress(make: Callable[..., EngineProcess]) -> None:
+    engine = make(EchoFactory(step_s=0.01, max_num_seqs=1))
+    until_up(engine)
+    assert engine.progress == 0
+    engine.add([request("a"), request("b")])
+    gather(engine, 2)
+    done = engine.progress
+    assert done >= 2
+    engine.abort(["nobody"])
+    engine.poll(0.3)
+    engine.poll(0.3)
+    assert engine.progress == done
+
+
 def test_a_waker_ends_the_wait(make: Callable[..., EngineProcess]) -> None:
     engine, waker = make(), Waker()
     until_up(engine)

@@ -21,6 +21,7 @@ from pressrun.jobs.records import ENDED, Batch, BatchKind
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import batch_key
 from pressrun.jobs.submit import create_job, delete_file, job_result
+from pressrun.jobs.uploads import UPLOADS, add_part, create_upload, find_upload, upload_key
 from pressrun.workers import housekeeping
 from pressrun.workers.housekeeping import Housekeeper
 
@@ -311,6 +312,19 @@ def test_expired_files_are_swept(backend: Backend, monkeypatch: pytest.MonkeyPat
         until(lambda: unused.input_blob not in backend.blobs.list("files"))
         work_until_ended(backend, used)
         until(lambda: used.input_blob not in backend.blobs.list("files"))
+
+
+def test_an_upload_whose_time_is_up_is_swept(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(housekeeping, "FILES_S", 0.1)
+    upload = create_upload(backend, filename="a", purpose="user_data", size=10, mime_type="text/plain")
+    add_part(backend, upload.id, [b"x"])
+    with housekeepers(backend, 2):
+        time.sleep(0.3)
+        assert len(list(backend.blobs.list("uploads"))) == 1
+        backend.redis.hset(upload_key(upload.id), "expires_at", 1)
+        backend.redis.zadd(UPLOADS, {upload.id: 1})
+        until(lambda: list(backend.blobs.list("uploads")) == [])
+    assert find_upload(backend, upload.id).status == "expired"
 
 
 def test_housekeeping_waits_for_a_redis_that_is_away(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_the_one_line_that_kills_the_engine_is_found_and_fails_alone(farm: Any) 
     lines[13] = farm.ask("deadly", "please kill the engine")
     output, errors = farm.results(farm.batch(lines))
     assert [line["custom_id"] for line in output] == [f"line-{i}" for i in range(40) if i != 13]
-    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("deadly", "worker_lost")]
+    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("deadly", "engine_crashed")]
     assert worker.process.poll() is None
 
 

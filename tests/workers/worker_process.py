@@ -1,4 +1,4 @@
-"""A worker as a process of its own, with a stand-in engine that can be slow and that some prompts kill.
+"""A worker as a process of its own, with a stand-in engine that can be slow, and that some prompts kill or hang.
 
 usage: worker_process.py '{"step_s": 0.05, "max_num_seqs": 4, "grace_s": 20}', with settings in the environment
 """
@@ -10,6 +10,8 @@ import logging
 import os
 import signal
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pressrun.engine.request import Load, Output, Request
@@ -17,21 +19,41 @@ from pressrun.jobs.settings import load_settings
 from pressrun.workers.echo_engine import ByteTokenizer, EchoEngine
 from pressrun.workers.worker import run_with
 
-POISON = b"kill the engine"
+KILL, STOP, SPIN = b"kill the engine", b"stop the engine", b"spin the engine"
+KILL_WORKER = "kill the worker"
 NUM_ROWS = 64
 
 
 class MortalEngine(EchoEngine):
-    """Dies of a prompt with `POISON` in it, as a kernel that faults would make it."""
+    """Dies of a prompt with `KILL` in it, as a kernel that faults would make it; the other two make it hang.
+
+    With `STOP` no thread of it runs any more; with `SPIN` it makes one step after another and gets nowhere.
+    """
 
     def load(self) -> Load:
         """It holds more than it finishes in a step, as a real engine does."""
         return replace(super().load(), num_rows=NUM_ROWS)
 
+    def step(self) -> list[Output]:
+        if any(SPIN in bytes(request.prompt) for _, _, request in self._waiting):
+            time.sleep(0.01)
+            return []
+        return super().step()
+
     def _answer(self, request: Request) -> Output:
-        if POISON in bytes(request.prompt):
-            os.kill(os.getpid(), signal.SIGKILL)
+        for text, signum in ((KILL, signal.SIGKILL), (STOP, signal.SIGSTOP)):
+            if text in bytes(request.prompt):
+                os.kill(os.getpid(), signum)
         return super()._answer(request)
+
+
+class MortalTokenizer(ByteTokenizer):
+    """Takes the whole worker along with a prompt that has `KILL_WORKER` in it."""
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
+        if any(KILL_WORKER in message["content"] for message in messages):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().chat(messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +72,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s %(message)s")
     knobs = json.loads(sys.argv[1])
     grace_s = knobs.pop("grace_s")
-    return run_with(load_settings(), MortalFactory(**knobs), ByteTokenizer, grace_s=grace_s)
+    return run_with(load_settings(), MortalFactory(**knobs), MortalTokenizer, grace_s=grace_s)
 
 
 if __name__ == "__main__":
