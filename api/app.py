@@ -14,10 +14,11 @@ from fastapi import FastAPI
 from .. import __version__
 from ..jobs.backend import connect
 from ..jobs.settings import Settings, load_settings
-from . import batches, files, health, jobs, models
+from . import batches, files, health, jobs, models, results
 from .edge import Edge
 from .errors import install_error_handlers
 from .schemas import ErrorBody
+from .waiting import Waiting
 
 DESCRIPTION = "Batches of language model requests: OpenAI's Files and Batches, and single jobs to poll."
 
@@ -30,9 +31,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.backend = await to_thread.run_sync(connect, settings)
         app.state.health_threads = health.health_threads()
+        app.state.waiting = Waiting(app.state.backend)
         try:
             yield
         finally:
+            await app.state.waiting.close()
             await to_thread.run_sync(app.state.backend.close)
 
     app = FastAPI(
@@ -44,6 +47,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(Edge, settings=settings)
     install_error_handlers(app)
-    for part in (files, batches, jobs, models, health):
+    for part in (files, batches, results, jobs, models, health):
         app.include_router(part.router)
     return app

@@ -104,8 +104,8 @@ def arranged_copy(chunks: Iterable[bytes], beginnings: Beginnings, order: list[i
             yield label(index) + copy.read(beginnings.sizes[index]) + b"\n"
 
 
-def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterator[bytes]:
-    """The lines of segments, which carry their places, in the order of those and without them.
+def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of segments, which carry their places, in the order of those: (place, line with its newline).
 
     Passes them through a temporary file in the folder `scratch`, or, where that has no room, reads each line once more
     from its segment. What is held in memory is four numbers a line.
@@ -125,12 +125,12 @@ def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterat
         order = sorted(range(len(indices)), key=indices.__getitem__)
         if not has_room:
             for place in order:
-                yield b"".join(open_blob(keys[segments[place]], offsets[place], sizes[place]))
+                yield indices[place], b"".join(open_blob(keys[segments[place]], offsets[place], sizes[place]))
             return
         starts = array("Q", accumulate(sizes, initial=0))
         for place in order:
             copy.seek(starts[place])
-            yield copy.read(sizes[place])
+            yield indices[place], copy.read(sizes[place])
 
 
 def _write(file: IO[bytes], data: bytes) -> bool:

@@ -8,53 +8,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from itertools import chain
-from pathlib import Path
-from time import monotonic, time
 from typing import Literal
 
-from redis.exceptions import LockNotOwnedError, ResponseError
+from redis.exceptions import ResponseError
 from redis.lock import Lock
 
-from .arranging import arranged_copy, in_file_order
+from .arranging import arranged_copy
 from .backend import Backend
 from .errors import BlobsUnavailable
 from .ids import owner_id
+from .line_index import pack_order
 from .lines import label, never_ran, requests_of
-from .records import ENDED, Batch, Claim, File, Segment, ShardCommit
+from .locks import batch_lock, renew, while_locked
+from .publishing import publish, scratch_folder
+from .records import ENDED, Batch, Claim, Segment, ShardCommit
 from .store import batch_key
 from .validation import Arrangement, Reader, validate
 
 log = logging.getLogger(__name__)
 
 FILL_LINES = 500
-RENEW_S = 1.0
 FINAL: dict[str | None, Literal["completed", "cancelled", "expired"]] = {
     None: "completed",
     "cancelled": "cancelled",
     "expired": "expired",
 }
-
-
-@contextmanager
-def batch_lock(backend: Backend, batch_id: str) -> Iterator[Lock | None]:
-    """The right to validate or end a batch, for as long as it is renewed; None where another process has it."""
-    lock = backend.redis.lock(f"{batch_key(batch_id)}:lock", timeout=backend.settings.lease_s, blocking=False)
-    if not lock.acquire():
-        yield None
-        return
-    try:
-        yield lock
-    finally:
-        # Where it lapsed, another process has it or had it: nothing of ours is left to release.
-        with suppress(LockNotOwnedError):
-            lock.release()
-
-
-def _renew(lock: Lock) -> None:
-    """Keep the lock; LockNotOwnedError where it has lapsed, so that the work stops before it meets another's."""
-    lock.reacquire()
 
 
 def validate_batch(backend: Backend, batch_id: str) -> None:
@@ -71,7 +49,7 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
 
     def read() -> Iterator[bytes]:
         for chunk in backend.blobs_of(batch).open(batch.input_blob):
-            _renew(lock)
+            renew(lock)
             yield chunk
 
     models = {card.id for card in backend.store.models()}
@@ -84,7 +62,7 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
         begun = backend.shards.begin(batch_id, shards, model=result.model, total=result.total, arranged=arranged)
         if arranged and not begun and backend.store.batch(batch_id).status in ENDED:
             # Another process was faster, and has cleaned up already.
-            backend.blobs.delete(batch.arranged_blob)
+            _drop_copy(backend, batch)
     else:
         # One that is being wound up ends as what it was wound up for: nothing in it could have run.
         to = "failed" if batch.closing is None else FINAL[batch.closing]
@@ -94,12 +72,18 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
 def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement, lock: Lock) -> bool:
     """Write the copy that an arranged batch is run from; False if there is no room for it."""
     try:
-        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order, _scratch(backend))
-        backend.blobs_of(batch).put(batch.arranged_blob, _while_locked(lines, lock))
+        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order, scratch_folder(backend))
+        backend.blobs_of(batch).put(batch.arranged_blob, while_locked(lines, lock))
+        backend.blobs_of(batch).put(batch.order_blob, [pack_order(arrangement.order)])
     except (OSError, BlobsUnavailable, ResponseError) as error:
         log.warning("batch %s is run in the order of its file: a copy could not be written: %s", batch.id, error)
         return False
     return True
+
+
+def _drop_copy(backend: Backend, batch: Batch) -> None:
+    for key in (batch.arranged_blob, batch.order_blob):
+        backend.blobs.delete(key)
 
 
 def seal_shard(backend: Backend, claim: Claim) -> None:
@@ -121,8 +105,14 @@ def seal_shard(backend: Backend, claim: Claim) -> None:
             if (code == "s") == (part == "output")
         ]
         sizes[part] = blobs.put(batch.segment_blob(shard.index, part), wanted) if wanted else 0
-    if backend.shards.seal(claim, Segment(**sizes)) == "last":
+    segment = Segment(**sizes, errors=_error_bits(code for _, code, _ in lines) if all(sizes.values()) else None)
+    if backend.shards.seal(claim, segment) == "last":
         end_batch(backend, batch.id)
+
+
+def _error_bits(codes: Iterable[str]) -> int:
+    """Which lines of a shard, given by their outcomes, are in its error part: a bit for each, the first the lowest."""
+    return sum(1 << i for i, code in enumerate(codes) if code != "s")
 
 
 def fill_shard(backend: Backend, batch_id: str, shard: int, code: str) -> None:
@@ -152,7 +142,7 @@ def wind_up(backend: Backend, batch_id: str) -> None:
         _validate(backend, batch_id, lock)
         batch = backend.store.batch(batch_id)
         for shard in backend.shards.unsealed(batch_id):
-            _renew(lock)
+            renew(lock)
             fill_shard(backend, batch_id, shard, f"batch_{batch.closing}")
         _end(backend, batch_id, lock)
 
@@ -170,55 +160,9 @@ def _end(backend: Backend, batch_id: str, lock: Lock) -> None:
         segments = backend.shards.segments(batch_id)
         if not batch.num_shards or len(segments) < batch.num_shards:
             return
-        files = {} if batch.kind == "job" else _publish(backend, batch, segments, lock)
+        files = {} if batch.kind == "job" else publish(backend, batch, segments, lock)
         backend.store.move(batch_id, FINAL[batch.closing], **files)
     _clean(backend, backend.store.batch(batch_id))
-
-
-def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]], lock: Lock) -> dict[str, str]:
-    """Write the output and the error file, if there is anything in them; their ids by field."""
-    files = {}
-    reserved: dict[Literal["output", "error"], str] = {
-        "output": batch.reserved_output_id,
-        "error": batch.reserved_error_id,
-    }
-    for part, file_id in reserved.items():
-        keys = [batch.segment_blob(shard, part) for shard, sizes in segments if getattr(sizes, part)]
-        if not keys:
-            continue
-
-        def open_segment(key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
-            _renew(lock)
-            return backend.blobs.open(key, offset, size)
-
-        if batch.arranged:
-            lines = in_file_order(keys, open_segment, _scratch(backend))
-        else:
-            lines = chain.from_iterable(map(open_segment, keys))
-        size = backend.blobs.put(f"files/{file_id}", _while_locked(lines, lock))
-        _renew(lock)
-        name = f"{batch.id}_{part}.jsonl"
-        backend.store.add_file(
-            File(id=file_id, bytes=size, created_at=int(time()), filename=name, purpose="batch_output")
-        )
-        files[f"{part}_file_id"] = file_id
-    return files
-
-
-def _while_locked(chunks: Iterable[bytes], lock: Lock) -> Iterator[bytes]:
-    """The chunks, with the lock kept however long it takes to be rid of them."""
-    renewed = monotonic()
-    for chunk in chunks:
-        if monotonic() - renewed > RENEW_S:
-            _renew(lock)
-            renewed = monotonic()
-        yield chunk
-
-
-def _scratch(backend: Backend) -> Path:
-    """A folder for temporary files that may become as large as a batch's files."""
-    backend.settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return backend.settings.data_dir
 
 
 def _clean(backend: Backend, batch: Batch) -> None:
@@ -232,7 +176,7 @@ def _clean(backend: Backend, batch: Batch) -> None:
         backend.store.make_durable()
         for key in backend.blobs.list(f"segments/{batch.id}"):
             backend.blobs.delete(key)
-        backend.blobs.delete(batch.arranged_blob)
+        _drop_copy(backend, batch)
     backend.shards.drop(batch.id)
     if batch.kind == "job":
         backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)

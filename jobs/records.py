@@ -131,6 +131,16 @@ class Batch:
         return f"arranged/{self.id}"
 
     @property
+    def order_blob(self) -> str:
+        """The places in the file of the lines of an arranged batch, in the order in which they are run."""
+        return f"{self.arranged_blob}.order"
+
+    @property
+    def index_blob(self) -> str:
+        """Where each line lies in the files of an ended batch (`line_index.py`)."""
+        return f"files/{self.output_file_id or self.error_file_id}.index"
+
+    @property
     def lines_blob(self) -> str:
         """What the shards are ranges of."""
         return self.arranged_blob if self.arranged else self.input_blob
@@ -200,10 +210,24 @@ class ShardCommit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """The sizes in bytes of a sealed shard's two parts; a part of size 0 has no blob."""
+    """The sizes in bytes of a sealed shard's two parts; a part of size 0 has no blob.
+
+    `errors` says which lines are in the error part where there are both: bit i for the i-th; None where a
+    worker sealed it that did not note them yet.
+    """
 
     output: int
     error: int
+    errors: int | None = None
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether it is known which line is in which part."""
+        return not (self.output and self.error) or self.errors is not None
+
+    def is_error(self, line: int) -> bool:
+        """Whether the `line`-th of a mapped segment is in the error part."""
+        return bool(self.errors >> line & 1) if self.errors is not None else not self.output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

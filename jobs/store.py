@@ -242,6 +242,10 @@ class Store:
         seconds, micros = self.redis.time()
         return float(seconds) + micros / 1_000_000
 
+    def server_run(self) -> str:
+        """Names the life of the Redis process: another after a restart or a failover."""
+        return str(self.redis.info("server")["run_id"])
+
     def make_durable(self) -> None:
         """Wait until Redis has what was written on disk. A server that keeps no AOF promises only what it keeps."""
         pipe = self.redis.pipeline(transaction=False)

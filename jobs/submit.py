@@ -80,7 +80,8 @@ def sweep_files(backend: Backend, expired: Iterable[str]) -> None:
     in_use = backend.store.inputs_in_use()
     for file_id in expired:
         if file_id not in in_use:
-            backend.blobs.delete(f"files/{file_id}")
+            for key in (f"files/{file_id}", f"files/{file_id}.index"):
+                backend.blobs.delete(key)
             backend.store.forget_file(file_id)
 
 

@@ -177,7 +177,7 @@ def test_ending_a_batch_again_after_a_crash_gives_the_same(
     def crash(*_: object, **__: object) -> None:
         raise Crash
 
-    target = {"nothing": "pressrun.jobs.finish._publish", "files": "pressrun.jobs.store.Store.move"}
+    target = {"nothing": "pressrun.jobs.finish.publish", "files": "pressrun.jobs.store.Store.move"}
     with monkeypatch.context() as patch:
         patch.setattr(target.get(done_before, "pressrun.jobs.finish._clean"), crash)
         with pytest.raises(Crash):

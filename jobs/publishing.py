@@ -1,0 +1,90 @@
+"""The files of a batch whose shards are all sealed: its segments joined in the order of its input, and their index.
+
+Doing it again writes the same under the same names. Knows nothing of what becomes of the batch then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from time import time
+from typing import Literal
+
+from redis.lock import Lock
+
+from .arranging import in_file_order
+from .backend import Backend
+from .errors import BlobMissing
+from .line_index import Places, block_index, read_order
+from .locks import renew, while_locked
+from .records import Batch, File, Segment
+
+Part = Literal["output", "error"]
+Segments = Sequence[tuple[int, Segment]]
+
+
+def publish(backend: Backend, batch: Batch, segments: Segments, lock: Lock) -> dict[str, str]:
+    """Write the output and the error file, if there is anything in them; their ids by field."""
+    places = Places(batch.counts.total if batch.arranged else 0)
+    reserved: dict[Part, str] = {"output": batch.reserved_output_id, "error": batch.reserved_error_id}
+    files = {}
+    for part, file_id in reserved.items():
+        keys = [batch.segment_blob(shard, part) for shard, sizes in segments if getattr(sizes, part)]
+        if keys:
+            size = backend.blobs.put(
+                f"files/{file_id}", while_locked(_joined(backend, batch, part, keys, places, lock), lock)
+            )
+            renew(lock)
+            _add_file(backend, batch, part, file_id, size)
+            files[f"{part}_file_id"] = file_id
+    index = _index(backend, batch, segments, places)
+    if index is not None:
+        backend.blobs.put(f"files/{next(iter(files.values()))}.index", while_locked(index, lock))
+    return files
+
+
+def scratch_folder(backend: Backend) -> Path:
+    """A folder for temporary files that may become as large as a batch's files."""
+    backend.settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return backend.settings.data_dir
+
+
+def _joined(backend: Backend, batch: Batch, part: Part, keys: list[str], places: Places, lock: Lock) -> Iterator[bytes]:
+    """The bytes of one file."""
+
+    def open_segment(key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+        renew(lock)
+        return backend.blobs.open(key, offset, size)
+
+    if batch.arranged:
+        lines = in_file_order(keys, open_segment, scratch_folder(backend))
+        return places.passing(lines, is_error=part == "error")
+    return chain.from_iterable(map(open_segment, keys))
+
+
+def _add_file(backend: Backend, batch: Batch, part: Part, file_id: str, size: int) -> None:
+    name = f"{batch.id}_{part}.jsonl"
+    backend.store.add_file(
+        File(
+            id=file_id,
+            bytes=size,
+            created_at=int(time()),
+            filename=name,
+            purpose="batch_output",
+            tenant=batch.tenant,
+        )
+    )
+
+
+def _index(backend: Backend, batch: Batch, segments: Segments, places: Places) -> Iterator[bytes] | None:
+    """The index of a batch's files; None for one that was begun or sealed before there were any."""
+    if batch.arranged:
+        try:
+            return places.index(read_order(backend.blobs, batch))
+        except BlobMissing:
+            return None
+    if not all(segment.is_mapped for _, segment in segments):
+        return None
+    shards = backend.shards.geometry(batch.id)
+    return iter([block_index((shards[shard].num_lines, segment) for shard, segment in segments)])
