@@ -11,18 +11,21 @@ from typing import Annotated, BinaryIO, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Form, Header, Query, UploadFile
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
 from ..jobs import submit
+from ..jobs.backend import Backend
 from ..jobs.errors import UserError
+from ..jobs.records import File
 from .deps import BackendDep
 from .ranges import requested_range
 from .schemas import FileDeleted, FileObject, ListOf
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 CHUNK = 2**20
+PRESIGNED_S = 900
 
 
 class Download(StreamingResponse):
@@ -63,6 +66,14 @@ class FileQuery(BaseModel):
     limit: int = Field(10_000, ge=1, le=10_000)
     order: Literal["asc", "desc"] = "desc"
     after: str | None = Field(None, description="The id of the last file of the page before.")
+
+
+class ContentQuery(BaseModel):
+    """How to get a file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    redirect: bool = Field(False, description="Answer with a URL in S3 that is good for 15 minutes.")
 
 
 @router.post("", form_limits={"max_files": 1, "max_fields": 8, "max_part_size": 4096})
@@ -107,15 +118,19 @@ def delete_file(file_id: str, backend: BackendDep) -> FileDeleted:
     responses={
         200: {"description": "The file.", "content": {"application/octet-stream": {}}},
         206: {"description": "The range asked for.", "content": {"application/octet-stream": {}}},
+        307: {"description": "Where the file is, with `redirect`."},
     },
 )
 def download_file(
     file_id: str,
+    query: Annotated[ContentQuery, Query()],
     backend: BackendDep,
     wanted: Annotated[str | None, Header(alias="Range", description="One range, such as `bytes=0-999`.")] = None,
-) -> StreamingResponse:
+) -> Response:
     """A file's bytes, or one range of them."""
     file = backend.store.file(file_id)
+    if query.redirect:
+        return _redirect(backend, file)
     part = requested_range(wanted, file.bytes)
     whole = range(file.bytes) if part is None else part
     headers = {
@@ -127,6 +142,16 @@ def download_file(
         headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{file.bytes}"
     chunks = backend.blobs.open(file.blob, whole.start, len(whole))
     return Download(chunks, 200 if part is None else 206, headers)
+
+
+def _redirect(backend: Backend, file: File) -> RedirectResponse:
+    url = backend.blobs.presign(file.blob, filename=file.filename, seconds=PRESIGNED_S)
+    if url is None:
+        message = (
+            "'redirect' needs files in S3 (PRESSRUN_BLOB_URL=s3://…), and this server keeps them elsewhere. Remove it."
+        )
+        raise UserError(message, param="redirect", code="unsupported_parameter")
+    return RedirectResponse(url, 307, headers={"Cache-Control": "no-store"})
 
 
 def _relayed(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:

@@ -6,7 +6,6 @@ Doing it again writes the same under the same names. Knows nothing of what becom
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from time import time
 from typing import Literal
@@ -30,11 +29,13 @@ def publish(backend: Backend, batch: Batch, segments: Segments, lock: Lock) -> d
     reserved: dict[Part, str] = {"output": batch.reserved_output_id, "error": batch.reserved_error_id}
     files = {}
     for part, file_id in reserved.items():
-        keys = [batch.segment_blob(shard, part) for shard, sizes in segments if getattr(sizes, part)]
-        if keys:
-            size = backend.blobs.put(
-                f"files/{file_id}", while_locked(_joined(backend, batch, part, keys, places, lock), lock)
-            )
+        pieces = [(batch.segment_blob(shard, part), getattr(sizes, part)) for shard, sizes in segments]
+        pieces = [(key, size) for key, size in pieces if size]
+        if pieces:
+            if batch.arranged:
+                size = _arrange(backend, part, [key for key, _ in pieces], file_id, places, lock)
+            else:
+                size = backend.blobs.join(while_locked(pieces, lock), f"files/{file_id}")
             renew(lock)
             _add_file(backend, batch, part, file_id, size)
             files[f"{part}_file_id"] = file_id
@@ -50,17 +51,16 @@ def scratch_folder(backend: Backend) -> Path:
     return backend.settings.data_dir
 
 
-def _joined(backend: Backend, batch: Batch, part: Part, keys: list[str], places: Places, lock: Lock) -> Iterator[bytes]:
-    """The bytes of one file."""
+def _arrange(backend: Backend, part: Part, keys: list[str], file_id: str, places: Places, lock: Lock) -> int:
+    """Write one file of an arranged batch in the order of its input; its size."""
 
     def open_segment(key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
         renew(lock)
         return backend.blobs.open(key, offset, size)
 
-    if batch.arranged:
-        lines = in_file_order(keys, open_segment, scratch_folder(backend))
-        return places.passing(lines, is_error=part == "error")
-    return chain.from_iterable(map(open_segment, keys))
+    lines = in_file_order(keys, open_segment, scratch_folder(backend))
+    passing = places.passing(lines, is_error=part == "error")
+    return backend.blobs.put(f"files/{file_id}", while_locked(passing, lock))
 
 
 def _add_file(backend: Backend, batch: Batch, part: Part, file_id: str, size: int) -> None:

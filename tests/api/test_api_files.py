@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -309,3 +311,27 @@ def test_a_file_from_memory_needs_no_name_on_disk(api: Api) -> None:
     stream = io.BytesIO(GOOD)
     stream.name = "named.jsonl"
     assert api.openai.files.create(file=stream, purpose="batch").filename == "named.jsonl"
+
+
+def test_a_file_in_s3_can_be_fetched_from_there(serve: ServeApi, s3_url: str) -> None:
+    api = serve(blob_url=f"{s3_url}/redirected")
+    file = api.openai.files.create(file=("a b.txt", b"0123456789"), purpose="user_data")
+    answer = api.http.get(f"/v1/files/{file.id}/content", params={"redirect": True})
+    assert answer.status_code == 307
+    assert answer.headers["Location"].startswith(os.environ["AWS_ENDPOINT_URL_S3"])
+    with httpx.Client() as anybody:
+        part = anybody.get(answer.headers["Location"], headers={"Range": "bytes=3-5"})
+    assert part.content == b"345"
+    assert part.headers["Content-Disposition"] == "attachment; filename*=UTF-8''a%20b.txt"
+    missing = api.http.get("/v1/files/file-none/content", params={"redirect": True})
+    assert missing.status_code == 404
+
+
+def test_a_redirect_is_refused_where_files_are_on_disk(api: Api) -> None:
+    file = api.openai.files.create(file=("a.txt", b"0123456789"), purpose="user_data")
+    answer = api.http.get(f"/v1/files/{file.id}/content", params={"redirect": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "redirect")
+    assert "PRESSRUN_BLOB_URL" in answer.json()["error"]["message"]
+    assert api.http.get(f"/v1/files/{file.id}/content", params={"redirect": False}).content == b"0123456789"
+    unknown = api.http.get(f"/v1/files/{file.id}/content", params={"redirected": True})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "redirected")
