@@ -15,6 +15,7 @@ from . import ids
 from .backend import Backend
 from .errors import BlobMissing, NotFound, UserError
 from .invalid import invalid_type, whole_text
+from .packing import unpacked
 from .queue import enqueue_shards
 from .records import ENDED, ENDPOINTS, Batch, Counts, File, Shard
 from .requests import parse_body
@@ -36,17 +37,19 @@ def create_file(
     chunks: Iterable[bytes],
     expires_after_s: int | None = None,
 ) -> File:
-    """Store an upload. A batch file must be called .jsonl, hold something, and begin with a JSON object."""
+    """Store an upload. A batch file must hold something and begin with a JSON object, once it is unpacked."""
     settings = backend.settings
     if purpose not in PURPOSES:
         raise _bad_value("purpose", purpose, PURPOSES)
     if expires_after_s is not None and not MIN_EXPIRY_S <= expires_after_s <= MAX_EXPIRY_S:
         message = f"Invalid value for 'expires_after.seconds': expected {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
         raise UserError(message, param="expires_after.seconds", code="invalid_value")
-    chunks = _at_most(chunks, settings.max_file_bytes)
+    chunks = _at_most(chunks, settings.max_file_bytes, "PRESSRUN_MAX_FILE_BYTES")
     if purpose == "batch":
-        if not filename.endswith(".jsonl"):
-            raise UserError(f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'.", param="file")
+        sent_as = filename
+        filename, chunks = unpacked(filename, chunks)
+        if filename != sent_as:
+            chunks = _at_most(chunks, settings.max_batch_bytes, "PRESSRUN_MAX_BATCH_BYTES")
         chunks = _checked_start(chunks, settings.max_line_bytes)
     now, file_id = int(time.time()), ids.file_id()
     try:
@@ -236,12 +239,12 @@ def _bad_value(param: str, value: str, allowed: Iterable[str]) -> UserError:
     return UserError(message, param=param, code="invalid_value")
 
 
-def _at_most(chunks: Iterable[bytes], limit: int) -> Iterator[bytes]:
+def _at_most(chunks: Iterable[bytes], limit: int, setting: str) -> Iterator[bytes]:
     size = 0
     for chunk in chunks:
         size += len(chunk)
         if size > limit:
-            message = f"The file is larger than {limit} bytes (PRESSRUN_MAX_FILE_BYTES)."
+            message = f"The file is larger than {limit} bytes ({setting})."
             raise UserError(message, param="file", code="file_too_large", status=413)
         yield chunk
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import io
 import os
@@ -17,6 +18,8 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
+
+from pressrun.jobs.packing import zstd
 
 from .conftest import Api, ServeApi, jsonl, request_line
 
@@ -335,3 +338,32 @@ def test_a_redirect_is_refused_where_files_are_on_disk(api: Api) -> None:
     assert api.http.get(f"/v1/files/{file.id}/content", params={"redirect": False}).content == b"0123456789"
     unknown = api.http.get(f"/v1/files/{file.id}/content", params={"redirected": True})
     assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "redirected")
+
+
+@pytest.mark.parametrize(("form", "unpack"), [("jsonl.gz", gzip.decompress), ("jsonl.zst", zstd.decompress)])
+def test_a_batch_file_goes_in_packed_and_comes_out_packed(api: Api, form: str, unpack: Any) -> None:
+    packed = {"jsonl.gz": gzip.compress, "jsonl.zst": zstd.compress}[form](GOOD)
+    file = upload(api, packed, f"in.{form}")
+    assert (file.filename, file.bytes) == ("in.jsonl", len(GOOD))
+    answer = api.http.get(f"/v1/files/{file.id}/content", params={"format": form}, headers={"Range": "bytes=0-9"})
+    assert (answer.status_code, unpack(answer.content)) == (200, GOOD)
+    assert answer.headers["Content-Disposition"] == f"attachment; filename*=UTF-8''in.{form}"
+    assert api.http.get(f"/v1/files/{file.id}/content", params={"format": "jsonl"}).content == GOOD
+
+
+def test_a_form_that_a_file_cannot_have_is_refused(api: Api) -> None:
+    batch_file, other = upload(api), upload(api, b"text", "a.txt", purpose="user_data")
+    for file_id, params, param in (
+        (batch_file.id, {"format": "parquet"}, "format"),
+        (other.id, {"format": "jsonl.gz"}, "format"),
+        (other.id, {"format": "zip"}, "format"),
+        (batch_file.id, {"format": "jsonl.gz", "redirect": True}, "redirect"),
+    ):
+        answer = api.http.get(f"/v1/files/{file_id}/content", params=params)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_a_packed_file_that_is_broken_is_refused_and_not_kept(api: Api) -> None:
+    with pytest.raises(openai.BadRequestError, match="cannot be unpacked as gzip"):
+        upload(api, gzip.compress(GOOD)[:-4], "in.jsonl.gz")
+    assert api.openai.files.list().data == []

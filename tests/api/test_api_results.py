@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 import time
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 from openai.types import Batch
 
@@ -75,6 +77,15 @@ def test_a_client_that_pages_gets_every_line_once(api: Api) -> None:
     assert names(seen) == [f"c{i:04}" for i in range(150)]
     output = api.openai.batches.retrieve(batch.id).output_file_id
     assert api.openai.files.content(str(output)).text.splitlines() == seen
+
+
+def test_results_can_be_had_as_a_table(api: Api) -> None:
+    batch = running(api, 3)
+    finish(api.backend, batch)
+    output = api.openai.batches.retrieve(batch.id).output_file_id
+    answer = api.http.get(f"/v1/files/{output}/content", params={"format": "parquet"})
+    assert answer.headers["Content-Disposition"].endswith(f"{batch.id}_output.parquet")
+    assert pq.read_table(io.BytesIO(answer.content)).column("custom_id").to_pylist() == ["c0000", "c0001", "c0002"]
 
 
 def test_a_page_waits_for_its_first_line_and_no_longer(api: Api) -> None:
