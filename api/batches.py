@@ -15,12 +15,25 @@ from .schemas import BatchObject, ListOf
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 
 
+class BatchOptions(BaseModel):
+    """What a new batch may ask for beyond OpenAI's fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    output_prefix: str | None = Field(
+        default=None,
+        description="An `s3://bucket/folder/` of `PRESSRUN_S3_OUTPUTS`, where the result files are put too.",
+    )
+
+
 class BatchCreate(BaseModel):
     """A new batch."""
 
     model_config = ConfigDict(extra="forbid")
 
-    input_file_id: str = Field(description="A file uploaded with purpose `batch`.")
+    input_file_id: str = Field(
+        description="A file uploaded with purpose `batch`, or an `s3://bucket/key` of `PRESSRUN_S3_INPUTS`."
+    )
     endpoint: str = Field(description="`/v1/chat/completions` or `/v1/completions`; that of every line.")
     completion_window: str = Field(description="A duration from `1m` to `30d`, such as `24h`.")
     # `submit` words what is wrong with a pair, and under which name, better than pydantic would.
@@ -28,6 +41,7 @@ class BatchCreate(BaseModel):
         None, description="At most 16 pairs: keys of at most 64 characters, values of at most 512."
     )
     output_expires_after: Any = Field(None, description="Not supported yet: anything but null is refused.")
+    pressrun: BatchOptions = Field(BatchOptions(), description="What OpenAI's batches do not have.")
 
 
 class BatchQuery(BaseModel):
@@ -51,6 +65,7 @@ def create_batch(body: BatchCreate, backend: BackendDep) -> BatchObject:
         endpoint=body.endpoint,
         completion_window=body.completion_window,
         metadata=body.metadata,
+        output_prefix=body.pressrun.output_prefix,
     )
     return BatchObject.of(batch)
 

@@ -129,6 +129,22 @@ class BatchErrors(BaseModel):
     data: list[BatchErrorObject]
 
 
+class BatchExtension(BaseModel):
+    """What is said of a batch beyond OpenAI's fields.
+
+    `input_url` is the object in S3 that `input_file_id` is made from at validation. Results are below `output_prefix`
+    too once the batch has ended, unless there is a `delivery_error`.
+    """
+
+    input_url: str | None
+    output_prefix: str | None
+    delivery_error: str | None
+
+    @classmethod
+    def of(cls, batch: Batch) -> BatchExtension:
+        return cls(input_url=batch.input_url, output_prefix=batch.output_prefix, delivery_error=batch.delivery_error)
+
+
 class BatchObject(Identified):
     """A batch, as far as it has got."""
 
@@ -153,6 +169,7 @@ class BatchObject(Identified):
     request_counts: RequestCounts
     usage: BatchUsage
     metadata: dict[str, str] | None
+    pressrun: BatchExtension
 
     @classmethod
     def of(cls, batch: Batch) -> BatchObject:
@@ -179,6 +196,7 @@ class BatchObject(Identified):
             request_counts=_counts(batch),
             usage=_usage(batch),
             metadata=batch.metadata,
+            pressrun=BatchExtension.of(batch),
         )
 
 

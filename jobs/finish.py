@@ -15,13 +15,14 @@ from redis.lock import Lock
 
 from .arranging import arranged_copy
 from .backend import Backend
-from .errors import BlobsUnavailable
+from .errors import BlobsUnavailable, UserError
 from .ids import owner_id
 from .line_index import pack_order
 from .lines import label, never_ran, requests_of
 from .locks import batch_lock, renew, while_locked
+from .places import fetch_input, has_input
 from .publishing import publish, scratch_folder
-from .records import ENDED, Batch, Claim, Segment, ShardCommit
+from .records import ENDED, Batch, BatchError, Claim, Segment, ShardCommit
 from .store import batch_key
 from .validation import Arrangement, Reader, validate
 
@@ -44,7 +45,7 @@ def validate_batch(backend: Backend, batch_id: str) -> None:
 
 def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
     batch = backend.store.batch(batch_id)
-    if batch.status in ENDED or batch.num_shards:
+    if batch.status in ENDED or batch.num_shards or not _has_input(backend, batch, lock):
         return
 
     def read() -> Iterator[bytes]:
@@ -67,6 +68,22 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
         # One that is being wound up ends as what it was wound up for: nothing in it could have run.
         to = "failed" if batch.closing is None else FINAL[batch.closing]
         backend.store.fail(batch_id, result.errors, result.total, to=to)
+
+
+def _has_input(backend: Backend, batch: Batch, lock: Lock) -> bool:
+    """Whether there is something to read; a batch that has to do without is ended."""
+    if batch.input_url is None or (batch.closing is not None and has_input(backend, batch)):
+        return True
+    if batch.closing is not None:  # What nobody wants any more is not fetched.
+        backend.store.fail(batch.id, [], 0, to=FINAL[batch.closing])
+        return False
+    try:
+        fetch_input(backend, batch, lock)
+    except UserError as error:
+        found = BatchError(code=error.code or "invalid_request", message=error.message, param=error.param)
+        backend.store.fail(batch.id, [found], 0)
+        return False
+    return True
 
 
 def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement, lock: Lock) -> bool:

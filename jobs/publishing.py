@@ -17,14 +17,19 @@ from .backend import Backend
 from .errors import BlobMissing
 from .line_index import Places, block_index, read_order
 from .locks import renew, while_locked
+from .places import deliver
 from .records import Batch, File, Segment
 
 Part = Literal["output", "error"]
+MAX_ERROR = 500
 Segments = Sequence[tuple[int, Segment]]
 
 
 def publish(backend: Backend, batch: Batch, segments: Segments, lock: Lock) -> dict[str, str]:
-    """Write the output and the error file, if there is anything in them; their ids by field."""
+    """Write the output and the error file, if there is anything in them, and put them where else they are wanted.
+
+    Returns the batch's fields: their ids, and `delivery_error` where they could not be put there.
+    """
     places = Places(batch.counts.total if batch.arranged else 0)
     reserved: dict[Part, str] = {"output": batch.reserved_output_id, "error": batch.reserved_error_id}
     files = {}
@@ -42,7 +47,9 @@ def publish(backend: Backend, batch: Batch, segments: Segments, lock: Lock) -> d
     index = _index(backend, batch, segments, places)
     if index is not None:
         backend.blobs.put(f"files/{next(iter(files.values()))}.index", while_locked(index, lock))
-    return files
+    named = [(_filename(batch, part), file_id) for part, file_id in reserved.items() if file_id in files.values()]
+    error = deliver(backend, batch, named, lock)
+    return files if error is None else files | {"delivery_error": error[:MAX_ERROR]}
 
 
 def scratch_folder(backend: Backend) -> Path:
@@ -63,14 +70,17 @@ def _arrange(backend: Backend, part: Part, keys: list[str], file_id: str, places
     return backend.blobs.put(f"files/{file_id}", while_locked(passing, lock))
 
 
+def _filename(batch: Batch, part: Part) -> str:
+    return f"{batch.id}_{part}.jsonl"
+
+
 def _add_file(backend: Backend, batch: Batch, part: Part, file_id: str, size: int) -> None:
-    name = f"{batch.id}_{part}.jsonl"
     backend.store.add_file(
         File(
             id=file_id,
             bytes=size,
             created_at=int(time()),
-            filename=name,
+            filename=_filename(batch, part),
             purpose="batch_output",
             tenant=batch.tenant,
         )

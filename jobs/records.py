@@ -95,6 +95,8 @@ class Batch:
     wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice
     writes the same files; they are shown only once the files exist. An `arranged` batch is run in another order than
     the file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first.
+    Where it is made of an object in S3, `input_url` and `input_etag` say which, and `input_file_id` is the file that
+    becomes of it; `output_prefix` is where its results are wanted too, and `delivery_error` why they are not there.
     """
 
     id: str
@@ -120,6 +122,10 @@ class Batch:
     arranged: bool = False
     tenant: str = DEFAULT_TENANT
     priority: int = 0
+    input_url: str | None = None
+    input_etag: str | None = None
+    output_prefix: str | None = None
+    delivery_error: str | None = None
 
     @property
     def input_blob(self) -> str:

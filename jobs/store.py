@@ -275,7 +275,8 @@ def _file(raw: Mapping[Any, Any]) -> File:
 
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
-    "reserved_error_id", "output_file_id", "error_file_id", "closing", "tenant",
+    "reserved_error_id", "output_file_id", "error_file_id", "closing", "tenant", "input_url", "input_etag",
+    "output_prefix", "delivery_error",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from . import ids
@@ -16,10 +16,11 @@ from .backend import Backend
 from .errors import BlobMissing, NotFound, UserError
 from .invalid import invalid_type, whole_text
 from .packing import unpacked
+from .places import SCHEME, check_prefix, find_input
 from .queue import enqueue_shards
 from .records import ENDED, ENDPOINTS, Batch, Counts, File, Shard
 from .requests import parse_body
-from .validation import parse_object
+from .streams import at_most, checked_start
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 JOB_WINDOW = "24h"
@@ -44,13 +45,13 @@ def create_file(
     if expires_after_s is not None and not MIN_EXPIRY_S <= expires_after_s <= MAX_EXPIRY_S:
         message = f"Invalid value for 'expires_after.seconds': expected {MIN_EXPIRY_S} to {MAX_EXPIRY_S}."
         raise UserError(message, param="expires_after.seconds", code="invalid_value")
-    chunks = _at_most(chunks, settings.max_file_bytes, "PRESSRUN_MAX_FILE_BYTES")
+    chunks = at_most(chunks, settings.max_file_bytes, "PRESSRUN_MAX_FILE_BYTES")
     if purpose == "batch":
         sent_as = filename
         filename, chunks = unpacked(filename, chunks)
         if filename != sent_as:
-            chunks = _at_most(chunks, settings.max_batch_bytes, "PRESSRUN_MAX_BATCH_BYTES")
-        chunks = _checked_start(chunks, settings.max_line_bytes)
+            chunks = at_most(chunks, settings.max_batch_bytes, "PRESSRUN_MAX_BATCH_BYTES")
+        chunks = checked_start(chunks, settings.max_line_bytes)
     now, file_id = int(time.time()), ids.file_id()
     try:
         size = backend.blobs.put(f"files/{file_id}", chunks)
@@ -89,20 +90,36 @@ def sweep_files(backend: Backend, expired: Iterable[str]) -> None:
 
 
 def create_batch(
-    backend: Backend, *, input_file_id: str, endpoint: str, completion_window: str, metadata: object = None
+    backend: Backend,
+    *,
+    input_file_id: str,
+    endpoint: str,
+    completion_window: str,
+    metadata: object = None,
+    output_prefix: str | None = None,
 ) -> Batch:
-    """A new batch, durable when this returns. What is wrong with its lines shows in its status, not here."""
+    """A new batch, durable when this returns. What is wrong with its lines shows in its status, not here.
+
+    `input_file_id` may be the s3:// URL of an object, which becomes a file when the batch is validated.
+    """
     if endpoint not in ENDPOINTS:
         raise _bad_value("endpoint", endpoint, ENDPOINTS)
     window_s = parse_window(completion_window)
     tags = check_metadata(metadata)
-    file = _batch_input(backend, input_file_id)
+    input_url = input_file_id if input_file_id.startswith(SCHEME) else None
+    etag = None if input_url is None else find_input(backend, input_url)
+    file_id = _batch_input(backend, input_file_id).id if input_url is None else ids.file_id()
+    if output_prefix is not None:
+        check_prefix(backend, output_prefix)
     now = int(time.time())
     batch = Batch(
         id=ids.batch_id(),
         kind="batch",
         endpoint=endpoint,
-        input_file_id=file.id,
+        input_file_id=file_id,
+        input_url=input_url,
+        input_etag=etag,
+        output_prefix=output_prefix,
         completion_window=completion_window,
         created_at=now,
         expires_at=now + window_s,
@@ -237,28 +254,3 @@ def _bad_value(param: str, value: str, allowed: Iterable[str]) -> UserError:
     names = ", ".join(f"'{name}'" for name in allowed)
     message = f"Invalid value: '{value}'. Supported values are: {names}."
     return UserError(message, param=param, code="invalid_value")
-
-
-def _at_most(chunks: Iterable[bytes], limit: int, setting: str) -> Iterator[bytes]:
-    size = 0
-    for chunk in chunks:
-        size += len(chunk)
-        if size > limit:
-            message = f"The file is larger than {limit} bytes ({setting})."
-            raise UserError(message, param="file", code="file_too_large", status=413)
-        yield chunk
-
-
-def _checked_start(chunks: Iterable[bytes], longest: int) -> Iterator[bytes]:
-    """Passes chunks on, once the first line that is not blank turned out to be a JSON object."""
-    stream, head = iter(chunks), b""
-    while b"\n" not in head.lstrip() and len(head) <= longest:
-        chunk = next(stream, None)
-        if chunk is None:
-            break
-        head += chunk
-    first = head.lstrip().split(b"\n", 1)[0]
-    if first and parse_object(first) is None:
-        raise UserError("Line 1 of the file is not a JSON object.", param="file", code="invalid_json_line")
-    yield head
-    yield from stream

@@ -18,7 +18,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
 
-from ..errors import BlobMissing, BlobsUnavailable, SettingsError
+from ..errors import BlobForbidden, BlobMissing, BlobsUnavailable, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ class RangeEmpty(Exception):
 class S3Blobs:
     """Every key is an object `prefix/key` of one bucket. Raises SettingsError if there is no such bucket for us."""
 
-    def __init__(self, bucket: str, prefix: str = "") -> None:
+    def __init__(self, bucket: str, prefix: str = "", *, setting: str = "PRESSRUN_BLOB_URL") -> None:
         self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
-        where = f"PRESSRUN_BLOB_URL: the bucket {bucket!r}"
+        where = f"{setting}: the bucket {bucket!r}"
         try:
             self._client = _client()
             self._client.head_bucket(Bucket=bucket)
@@ -70,14 +70,16 @@ class S3Blobs:
     def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
         return self._put_parts(target, self._joined(pieces))
 
-    def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+    def open(self, key: str, offset: int = 0, size: int | None = None, *, etag: str | None = None) -> Iterator[bytes]:
+        """With an `etag` of that version only: any other is as good as missing."""
         if size == 0:
             self.size(key)
             return iter(())
         last = "" if size is None else offset + size - 1
+        version = {} if etag is None else {"IfMatch": etag}
         try:
             with self._speaking(key):
-                response = self._client.get_object(**self._named(key), Range=f"bytes={offset}-{last}")
+                response = self._client.get_object(**self._named(key), **version, Range=f"bytes={offset}-{last}")
         except RangeEmpty:
             return iter(())
         chunks = self._read(key, offset, response)
@@ -93,6 +95,12 @@ class S3Blobs:
         with self._speaking(key):
             params = self._named(key) | shown
             return str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds))
+
+    def version(self, key: str) -> tuple[int, str]:
+        """The size of an object, and the ETag that tells it from what may be put in its place. Raises BlobMissing."""
+        with self._speaking(key):
+            found = self._client.head_object(**self._named(key))
+        return int(found["ContentLength"]), str(found["ETag"])
 
     def list(self, prefix: str) -> Iterator[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -188,7 +196,8 @@ class S3Blobs:
                 raise BlobMissing(key) from error
             if code == "InvalidRange":
                 raise RangeEmpty from error
-            raise BlobsUnavailable(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error
+            kind = BlobForbidden if code in ("403", "AccessDenied") else BlobsUnavailable
+            raise kind(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error
         except BotoCoreError as error:
             raise BlobsUnavailable(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error
 

@@ -11,6 +11,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types import Batch
 
+from pressrun.jobs.blobs.s3 import S3Blobs
 from pressrun.jobs.errors import UserError
 from pressrun.jobs.finish import validate_batch, wind_up
 from pressrun.jobs.lines import answered, refused
@@ -21,7 +22,7 @@ from .conftest import CHAT, MODEL, Api, ServeApi, jsonl, request_line, seal_resu
 FIELDS = {
     "id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status", "output_file_id",
     "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at",
-    "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata",
+    "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata", "pressrun",
 }  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def test_a_new_batch_is_validating_and_has_every_field(api: Api) -> None:
     }
     unset = FIELDS - {
         "id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at", "expires_at",
-        "metadata", "request_counts", "usage",
+        "metadata", "request_counts", "usage", "pressrun",
     }  # fmt: skip
     assert {name for name in FIELDS if body[name] is None} == unset
     assert api.openai.batches.retrieve(batch.id) == batch
@@ -244,6 +245,29 @@ def test_an_unknown_parameter_is_named(api: Api) -> None:
 def test_an_output_expiry_is_refused_as_not_built(api: Api) -> None:
     error = refusal(api, output_expires_after={"anchor": "created_at", "seconds": 3600})
     assert (error["param"], error["code"]) == ("output_expires_after", "unsupported_parameter")
+
+
+def test_places_in_s3_are_refused_unless_they_are_set(api: Api) -> None:
+    error = refusal(api, input_file_id="s3://bucket/in.jsonl")
+    assert (error["param"], error["code"]) == ("input_file_id", "s3_not_allowed")
+    error = refusal(api, pressrun={"output_prefix": "s3://bucket/out/"})
+    assert (error["param"], error["code"]) == ("pressrun.output_prefix", "s3_not_allowed")
+    assert refusal(api, pressrun={"output": "s3://bucket/out/"})["param"] == "pressrun.output"
+
+
+def test_a_batch_of_an_object_in_s3_says_where_it_comes_from_and_goes(serve: ServeApi, s3_url: str) -> None:
+    api = serve(s3_inputs="pressrun/in", s3_outputs="pressrun/out")
+    S3Blobs("pressrun").put("in/a.jsonl", [jsonl(request_line("a"))])
+    batch = api.openai.batches.create(
+        input_file_id=f"{s3_url}/in/a.jsonl",
+        endpoint=CHAT,
+        completion_window="24h",
+        extra_body={"pressrun": {"output_prefix": f"{s3_url}/out/"}},
+    )
+    extension = {"input_url": f"{s3_url}/in/a.jsonl", "output_prefix": f"{s3_url}/out/", "delivery_error": None}
+    assert batch.model_extra == {"pressrun": extension}
+    validate_batch(api.backend, batch.id)
+    assert api.openai.files.content(batch.input_file_id).content == jsonl(request_line("a"))
 
 
 def test_an_unknown_input_file_is_404(api: Api) -> None:

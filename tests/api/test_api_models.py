@@ -69,6 +69,7 @@ def test_the_openapi_document_describes_every_route_and_its_errors(api: Api) -> 
         ("post", "/v1/batches"),
         ("get", "/v1/batches"),
         ("get", "/v1/batches/{batch_id}"),
+        ("get", "/v1/batches/{batch_id}/results"),
         ("post", "/v1/batches/{batch_id}/cancel"),
         ("post", "/v1/jobs"),
         ("get", "/v1/jobs/{job_id}"),
