@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from .lines import split_lines
 CHUNK = 2**20
 REFUSED = 3  # The exit code of the reader for a table that it understands and does not take.
 READERS = BoundedSemaphore(2)  # So many at a time: each may take what memory it is allowed.
+BUSY_S = 5  # Nor may those that wait hold all threads of the API.
+ENVIRON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")  # What a reader of strangers' files is told: no secrets.
 GROUP_LINES, GROUP_BYTES = 10_000, 8 * 2**20
 COLUMNS = ("id", "custom_id", "status_code", "request_id", "body", "error")
 
@@ -32,8 +35,13 @@ def lines_of_table(chunks: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
             copy.write(chunk)
         copy.flush()
-        with READERS:
+        if not READERS.acquire(timeout=BUSY_S):
+            message = "The server reads as many Parquet files as it can. Try again shortly."
+            raise UserError(message, param="file", code="server_busy", status=503)
+        try:
             yield from _read(copy.name)
+        finally:
+            READERS.release()
 
 
 def table_of_results(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -44,8 +52,9 @@ def table_of_results(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _read(path: str) -> Iterator[bytes]:
     command = [sys.executable, "-P", "-m", f"{__package__}.parquet_lines", path]
+    environ = {name: os.environ[name] for name in ENVIRON if name in os.environ}
     with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as reader:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environ) as reader:
             assert reader.stdout is not None
             try:
                 while chunk := reader.stdout.read(CHUNK):

@@ -117,7 +117,7 @@ def fetch_input(backend: Backend, batch: Batch, lock: Lock) -> None:
     bucket, _, key = batch.input_url.removeprefix(SCHEME).partition("/")
     try:
         chunks = Place(bucket=bucket, key=key).store(rules.setting).open(key, etag=batch.input_etag)
-        name, lines = unpacked(PurePosixPath(key).name, chunks)
+        name, lines = unpacked(PurePosixPath(key).name, while_locked(chunks, lock))
         lines = at_most(lines, settings.max_batch_bytes, "PRESSRUN_MAX_BATCH_BYTES")
         lines = checked_start(lines, settings.max_line_bytes)
         size = backend.blobs.put(batch.input_blob, while_locked(lines, lock))

@@ -88,13 +88,18 @@ def _add_file(backend: Backend, batch: Batch, part: Part, file_id: str, size: in
 
 
 def _index(backend: Backend, batch: Batch, segments: Segments, places: Places) -> Iterator[bytes] | None:
-    """The index of a batch's files; None for one that was begun or sealed before there were any."""
+    """The index of a batch's files; None where it is not known which of its lines are in which."""
     if batch.arranged:
-        try:
-            return places.index(read_order(backend.blobs, batch))
-        except BlobMissing:
-            return None
+        return places.index(_order(backend, batch))
     if not all(segment.is_mapped for _, segment in segments):
         return None
     shards = backend.shards.geometry(batch.id)
     return iter([block_index((shards[shard].num_lines, segment) for shard, segment in segments)])
+
+
+def _order(backend: Backend, batch: Batch) -> Sequence[int]:
+    """The order in which the lines of an arranged batch are read; its file's, where none was noted as it began."""
+    try:
+        return read_order(backend.blobs, batch)
+    except BlobMissing:
+        return range(batch.counts.total)

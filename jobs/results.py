@@ -84,7 +84,7 @@ class _Running:
                     self._line += 1
                     yield line
         except BlobMissing:
-            return  # The batch has ended meanwhile; or it was begun before orders were kept.
+            return  # The batch has ended meanwhile; or it is arranged, and its order was not noted.
 
     def _of_shard(self) -> Iterator[bytes]:
         """The finished lines of one shard."""

@@ -146,6 +146,16 @@ def test_a_reader_of_a_table_ends_when_nobody_wants_the_rest(monkeypatch: pytest
     parquet.READERS.release(2)
 
 
+def test_of_many_tables_at_once_those_that_would_wait_long_are_asked_to_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parquet, "BUSY_S", 0.1)
+    with parquet.READERS, parquet.READERS, pytest.raises(UserError) as refused:
+        read("in.parquet", table(CHAT))
+    assert (refused.value.status, refused.value.code) == (503, "server_busy")
+    assert read("in.parquet", table(CHAT))
+
+
 @pytest.mark.parametrize(("form", "unpack"), [("jsonl.gz", gzip.decompress), ("jsonl.zst", zstd.decompress)])
 def test_results_are_packed_as_they_go(form: str, unpack: Any) -> None:
     assert unpack(b"".join(PACK[form](pieces(PLAIN)))) == PLAIN

@@ -194,3 +194,22 @@ def test_a_segment_of_an_earlier_version_does_not_say_where_its_lines_are(backen
     assert len(files(backend, batch)) == 8
     with pytest.raises(Conflict, match="Download its output_file_id"):
         read_results(backend, batch.id, 0, 10)
+
+
+def test_an_arranged_batch_without_a_note_of_its_order_is_read_at_its_end_in_its_files(
+    make_backend: MakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arranging, "BOUNDARIES", (16, 64))
+    monkeypatch.setattr(arranging, "WINDOW_BYTES", 1)
+    backend = make_backend(shard_lines=5)
+    batch = running(backend, 20)
+    assert batch.arranged
+    backend.blobs.delete(batch.order_blob)
+    run_shard(backend, batch.id, 0)
+    page = read_results(backend, batch.id, 0, 100)
+    assert (page.lines, page.is_last, page.missing.shard) == ((), False, None)
+    finish(backend, batch)
+    seen: list[bytes] = []
+    assert read_on(backend, batch, seen).is_last
+    assert names(seen) == [f"c{i:04}" for i in range(20)]
+    assert sorted(seen) == sorted(files(backend, batch))
