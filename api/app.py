@@ -14,10 +14,11 @@ from fastapi import FastAPI
 from .. import __version__
 from ..jobs.backend import connect
 from ..jobs.settings import Settings, load_settings
-from . import batches, control, files, health, jobs, models, uploads, webhooks
+from . import batches, control, files, health, jobs, models, results, uploads, webhooks
 from .edge import Edge
 from .errors import install_error_handlers
 from .schemas import ErrorBody
+from .waiting import Waiting
 
 DESCRIPTION = "Batches of language model requests: OpenAI's Files and Batches, and single jobs to poll."
 
@@ -31,9 +32,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.backend = await to_thread.run_sync(connect, settings)
         app.state.health_threads = health.health_threads()
         app.state.test_threads = webhooks.test_threads()
+        app.state.waiting = Waiting(app.state.backend)
         try:
             yield
         finally:
+            await app.state.waiting.close()
             await to_thread.run_sync(app.state.backend.close)
 
     app = FastAPI(
@@ -45,6 +48,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(Edge, settings=settings)
     install_error_handlers(app)
-    for part in (files, uploads, batches, control, jobs, models, webhooks, health):
+    for part in (files, uploads, batches, control, results, jobs, models, webhooks, health):
         app.include_router(part.router)
     return app

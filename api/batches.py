@@ -30,6 +30,10 @@ class BatchOptions(BaseModel):
         default=False,
         description="Fail the batch after validation if it would end after its window, and say when it would.",
     )
+    output_prefix: str | None = Field(
+        default=None,
+        description="An `s3://bucket/folder/` of `PRESSRUN_S3_OUTPUTS`, where the result files are put too.",
+    )
 
 
 class BatchCreate(BaseModel):
@@ -37,7 +41,9 @@ class BatchCreate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    input_file_id: str = Field(description="A file uploaded with purpose `batch`.")
+    input_file_id: str = Field(
+        description="A file uploaded with purpose `batch`, or an `s3://bucket/key` of `PRESSRUN_S3_INPUTS`."
+    )
     endpoint: str = Field(description="`/v1/chat/completions` or `/v1/completions`; that of every line.")
     completion_window: str = Field(description="A duration from `1m` to `30d`, such as `24h`.")
     # `submit` words what is wrong with a pair, and under which name, better than pydantic would.
@@ -71,6 +77,7 @@ def create_batch(body: BatchCreate, backend: BackendDep) -> BatchObject:
         priority=body.pressrun.priority,
         strict=body.pressrun.strict,
         output_ttl_s=seconds_of(body.output_expires_after),
+        output_prefix=body.pressrun.output_prefix,
     )
     return shown(backend, batch)
 

@@ -205,6 +205,9 @@ class BatchExtension(BaseModel):
     `queue_place` 1 is fed next. `eta` and `feasible` are null where they cannot be told: before validation, while the
     batch is paused, after its end, and until a worker has measured its speed. `tokens_per_second` is the mean while it
     ran. `estimated_tokens` is what all requests will use.
+
+    `input_url` is the object in S3 that `input_file_id` is made from at validation. Results are below `output_prefix`
+    too once the batch has ended, unless there is a `delivery_error`.
     """
 
     priority: int
@@ -219,6 +222,9 @@ class BatchExtension(BaseModel):
     cached_tokens: int
     tokens_per_second: float
     seconds: PhaseSeconds
+    input_url: str | None
+    output_prefix: str | None
+    delivery_error: str | None
 
     @classmethod
     def of(cls, batch: Batch, report: Report) -> BatchExtension:
@@ -235,6 +241,9 @@ class BatchExtension(BaseModel):
             cached_tokens=batch.usage.cached_tokens,
             tokens_per_second=report.tokens_per_second,
             seconds=PhaseSeconds(**report.seconds),
+            input_url=batch.input_url,
+            output_prefix=batch.output_prefix,
+            delivery_error=batch.delivery_error,
         )
 
 

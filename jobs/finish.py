@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import chain
-from pathlib import Path
-from time import monotonic, time
 from typing import Literal
 
-from redis.exceptions import LockNotOwnedError, ResponseError
+from redis.exceptions import ResponseError
 from redis.lock import Lock
 
-from .arranging import arranged_copy, in_file_order
+from .arranging import arranged_copy
 from .backend import Backend
 from .deliveries import announce
-from .errors import BlobMissing, BlobsUnavailable, Conflict
+from .errors import BlobMissing, BlobsUnavailable, Conflict, UserError
 from .ids import owner_id
+from .line_index import pack_order
 from .lines import label, never_ran, requests_of
+from .locks import batch_lock, renew, renewing, while_locked
+from .places import fetch_input, has_input
 from .policy import Candidate
 from .progress import progress_of
-from .records import ENDED, Batch, BatchError, Claim, File, Line, Segment, ShardCommit
+from .publishing import publish, scratch_folder
+from .records import ENDED, Batch, BatchError, Claim, Line, Segment, ShardCommit
 from .reopening import forget_lists, sort_lines
 from .store import batch_key
 from .suspects import portion
@@ -36,32 +36,11 @@ from .validation import Arrangement, Reader, Validated, validate
 log = logging.getLogger(__name__)
 
 FILL_LINES = 500
-RENEW_S = 1.0
 FINAL: dict[str | None, Literal["completed", "cancelled", "expired"]] = {
     None: "completed",
     "cancelled": "cancelled",
     "expired": "expired",
 }
-
-
-@contextmanager
-def batch_lock(backend: Backend, batch_id: str) -> Iterator[Lock | None]:
-    """The right to validate or end a batch, for as long as it is renewed; None where another process has it."""
-    lock = backend.redis.lock(f"{batch_key(batch_id)}:lock", timeout=backend.settings.lease_s, blocking=False)
-    if not lock.acquire():
-        yield None
-        return
-    try:
-        yield lock
-    finally:
-        # Where it lapsed, another process has it or had it: nothing of ours is left to release.
-        with suppress(LockNotOwnedError):
-            lock.release()
-
-
-def _renew(lock: Lock) -> None:
-    """Keep the lock; LockNotOwnedError where it has lapsed, so that the work stops before it meets another's."""
-    lock.reacquire()
 
 
 def validate_batch(backend: Backend, batch_id: str) -> None:
@@ -78,10 +57,12 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
     if batch.generation:
         _begin_again(backend, batch, lock)
         return
+    if not _has_input(backend, batch, lock):
+        return
 
     def read() -> Iterator[bytes]:
         for chunk in backend.blobs_of(batch).open(batch.input_blob):
-            _renew(lock)
+            renew(lock)
             yield chunk
 
     models = {card.id for card in backend.store.models()}
@@ -105,7 +86,7 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
         )
         if arranged and not begun and backend.store.batch(batch_id).status in ENDED:
             # Another process was faster, and has cleaned up already.
-            backend.blobs.delete(batch.arranged_blob)
+            _drop_copy(backend, batch)
     else:
         # One that is being wound up ends as what it was wound up for: nothing in it could have run.
         to = "failed" if batch.closing is None else FINAL[batch.closing]
@@ -115,7 +96,7 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
 def _begin_again(backend: Backend, batch: Batch, lock: Lock) -> None:
     """Let the lines run that a batch was opened again for."""
     try:
-        found = sort_lines(backend, batch, _renewing(lock), _scratch(backend))
+        found = sort_lines(backend, batch, renewing(lock), scratch_folder(backend))
     except (BlobMissing, Conflict) as error:
         why = BatchError(code="file_deleted", message=f"A file that the batch is made of has been deleted: {error}")
         to = "failed" if batch.closing is None else FINAL[batch.closing]
@@ -158,15 +139,37 @@ def _too_late(backend: Backend, batch: Batch, result: Validated) -> BatchError |
     return BatchError(code="window_too_short", message=message, param="completion_window")
 
 
+def _has_input(backend: Backend, batch: Batch, lock: Lock) -> bool:
+    """Whether there is something to read; a batch that has to do without is ended."""
+    if batch.input_url is None or (batch.closing is not None and has_input(backend, batch)):
+        return True
+    if batch.closing is not None:  # What nobody wants any more is not fetched.
+        backend.store.fail(batch.id, [], 0, to=FINAL[batch.closing], generation=0)
+        return False
+    try:
+        fetch_input(backend, batch, lock)
+    except UserError as error:
+        found = BatchError(code=error.code or "invalid_request", message=error.message, param=error.param)
+        backend.store.fail(batch.id, [found], 0, generation=0)
+        return False
+    return True
+
+
 def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement, lock: Lock) -> bool:
     """Write the copy that an arranged batch is run from; False if there is no room for it."""
     try:
-        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order, _scratch(backend))
-        backend.blobs_of(batch).put(batch.arranged_blob, _while_locked(lines, lock))
+        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order, scratch_folder(backend))
+        backend.blobs_of(batch).put(batch.arranged_blob, while_locked(lines, lock))
+        backend.blobs_of(batch).put(batch.order_blob, [pack_order(arrangement.order)])
     except (OSError, BlobsUnavailable, ResponseError) as error:
         log.warning("batch %s is run in the order of its file: a copy could not be written: %s", batch.id, error)
         return False
     return True
+
+
+def _drop_copy(backend: Backend, batch: Batch) -> None:
+    for key in (batch.arranged_blob, batch.order_blob):
+        backend.blobs.delete(key)
 
 
 def seal_shard(backend: Backend, claim: Claim) -> None:
@@ -188,13 +191,22 @@ def seal_shard(backend: Backend, claim: Claim) -> None:
             if (code == "s") == (part == "output")
         ]
         sizes[part] = blobs.put(batch.segment_blob(shard.index, part), wanted) if wanted else 0
-    if backend.shards.seal(claim, Segment(**sizes)) == "last":
+    segment = Segment(**sizes, errors=_error_bits(code for _, code, _ in lines) if all(sizes.values()) else None)
+    if backend.shards.seal(claim, segment) == "last":
         end_batch(backend, batch.id)
 
 
+def _error_bits(codes: Iterable[str]) -> int:
+    """Which lines of a shard, given by their outcomes, are in its error part: a bit for each, the first the lowest."""
+    return sum(1 << i for i, code in enumerate(codes) if code != "s")
+
+
 def fill_shard(backend: Backend, batch_id: str, shard: int, code: str) -> None:
-    """End a shard whose missing lines will not run: each becomes an error line with `code`."""
-    _fill(backend, batch_id, shard, code, lambda claim, missing: len(missing))
+    """End a shard whose missing lines will not run: each becomes an error line with `code`.
+
+    Where its batch has ended and was opened again meanwhile, they run after all.
+    """
+    _fill(backend, batch_id, shard, code, lambda claim, missing: len(missing) if claim.batch.closing else 0)
 
 
 def give_up_on(backend: Backend, batch_id: str, shard: int) -> None:
@@ -242,8 +254,8 @@ def wind_up(backend: Backend, batch_id: str) -> None:
             return
         _validate(backend, batch_id, lock)
         batch = backend.store.batch(batch_id)
-        for shard in backend.shards.unsealed(batch_id):
-            _renew(lock)
+        for shard in backend.shards.unsealed(batch_id) if batch.closing else ():
+            renew(lock)
             fill_shard(backend, batch_id, shard, f"batch_{batch.closing}")
         _end(backend, batch_id, lock)
 
@@ -261,76 +273,9 @@ def _end(backend: Backend, batch_id: str, lock: Lock) -> None:
         segments = backend.shards.segments(batch_id)
         if not batch.num_shards or len(segments) < batch.num_shards:
             return
-        files = {} if batch.kind == "job" else _publish(backend, batch, segments, lock)
+        files = {} if batch.kind == "job" else publish(backend, batch, segments, lock)
         backend.store.move(batch_id, FINAL[batch.closing], generation=batch.generation, **files)
     _clean(backend, backend.store.batch(batch_id))
-
-
-def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]], lock: Lock) -> dict[str, str]:
-    """Write the output and the error file, if there is anything in them; their ids by field, '' where there is not."""
-    files = {"output_file_id": "", "error_file_id": ""}
-    reserved: dict[Literal["output", "error"], str] = {
-        "output": batch.reserved_output_id,
-        "error": batch.reserved_error_id,
-    }
-    for part, file_id in reserved.items():
-        keys = [batch.segment_blob(shard, part) for shard, sizes in segments if getattr(sizes, part)]
-        if not keys:
-            continue
-
-        def open_segment(key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
-            _renew(lock)
-            return backend.blobs.open(key, offset, size)
-
-        if batch.arranged:
-            lines = in_file_order(keys, open_segment, _scratch(backend))
-        else:
-            lines = chain.from_iterable(map(open_segment, keys))
-        size = backend.blobs.put(f"files/{file_id}", _while_locked(lines, lock))
-        _renew(lock)
-        backend.store.add_file(_result_file(batch, file_id, f"{batch.id}_{part}.jsonl", size))
-        files[f"{part}_file_id"] = file_id
-    return files
-
-
-def _result_file(batch: Batch, file_id: str, filename: str, size: int) -> File:
-    now = int(time())
-    return File(
-        id=file_id,
-        bytes=size,
-        created_at=now,
-        filename=filename,
-        purpose="batch_output",
-        expires_at=None if batch.output_ttl_s is None else now + batch.output_ttl_s,
-        tenant=batch.tenant,
-    )
-
-
-def _while_locked(chunks: Iterable[bytes], lock: Lock) -> Iterator[bytes]:
-    """The chunks, with the lock kept however long it takes to be rid of them."""
-    renew = _renewing(lock)
-    for chunk in chunks:
-        renew()
-        yield chunk
-
-
-def _renewing(lock: Lock) -> Callable[[], None]:
-    """Keeps the lock, if it is called often."""
-    renewed = monotonic()
-
-    def renew() -> None:
-        nonlocal renewed
-        if monotonic() - renewed > RENEW_S:
-            _renew(lock)
-            renewed = monotonic()
-
-    return renew
-
-
-def _scratch(backend: Backend) -> Path:
-    """A folder for temporary files that may become as large as a batch's files."""
-    backend.settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return backend.settings.data_dir
 
 
 def _clean(backend: Backend, batch: Batch) -> None:
@@ -360,7 +305,7 @@ def _delete_segments(backend: Backend, batch: Batch) -> None:
         earlier = replace(batch, generation=generation)
         for key in backend.blobs.list(earlier.segments_folder):
             backend.blobs.delete(key)
-        backend.blobs.delete(earlier.arranged_blob)
+        _drop_copy(backend, earlier)
     forget_lists(backend, batch)
 
 

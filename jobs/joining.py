@@ -15,7 +15,8 @@ from .backend import Backend
 from .errors import BlobMissing, Conflict, UserError
 from .records import File
 from .store import FILE_EXPIRY, FILES, SEQUENCE, _text, file_fields, file_key
-from .submit import checked_start, file_ttl_s
+from .streams import checked_start
+from .submit import file_ttl_s
 from .uploads import LIFE_S, UPLOADS, Upload, drop_parts, find_upload, part_blob, part_sizes, upload_key
 
 _MD5 = re.compile(r"[0-9a-fA-F]{32}")

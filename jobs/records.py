@@ -117,7 +117,9 @@ class Batch:
     `strict` one is to fail at once if its window is too short for it; of a `paused` one nothing new is begun. One that
     was opened again after its end is of a later `generation`, and had used `earlier_tokens` by then; lines of it that
     did not run are left as they are, for the reason `closed_before`, where they were not asked for again. Result files
-    expire `output_ttl_s` after they are made; None: never. `event_id` names the event of its end.
+    expire `output_ttl_s` after they are made; None: never. `event_id` names the event of its end. Where it is made
+    of an object in S3, `input_url` and `input_etag` say which, and `input_file_id` is the file that becomes of it;
+    `output_prefix` is where its results are wanted too, and `delivery_error` why they are not there.
     """
 
     id: str
@@ -152,6 +154,10 @@ class Batch:
     common_errors: tuple[ErrorCount, ...] = ()
     output_ttl_s: int | None = None
     event_id: str | None = None
+    input_url: str | None = None
+    input_etag: str | None = None
+    output_prefix: str | None = None
+    delivery_error: str | None = None
 
     @property
     def input_blob(self) -> str:
@@ -160,7 +166,17 @@ class Batch:
     @property
     def arranged_blob(self) -> str:
         """Where the lines of an arranged batch lie in the order in which they are run."""
-        return f"arranged/{self.id}{self._suffix}"
+        return f"arranged/{self.name}"
+
+    @property
+    def order_blob(self) -> str:
+        """The places in the file of the lines of an arranged batch, in the order in which they are run."""
+        return f"{self.arranged_blob}.order"
+
+    @property
+    def index_blob(self) -> str:
+        """Where each line lies in the files of an ended batch (`line_index.py`)."""
+        return f"files/{self.output_file_id or self.error_file_id}.index"
 
     @property
     def lines_blob(self) -> str:
@@ -176,12 +192,12 @@ class Batch:
     @property
     def segments_folder(self) -> str:
         folder = "jobs" if self.kind == "job" else "segments"
-        return f"{folder}/{self.id}{self._suffix}"
+        return f"{folder}/{self.name}"
 
     @property
-    def _suffix(self) -> str:
-        """Keeps apart what belongs to different generations."""
-        return f".{self.generation}" if self.generation else ""
+    def name(self) -> str:
+        """The id, and the generation if it is not the first: it keeps apart what belongs to different ones."""
+        return f"{self.id}.{self.generation}" if self.generation else self.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,10 +264,24 @@ class ShardCommit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """The sizes in bytes of a sealed shard's two parts; a part of size 0 has no blob."""
+    """The sizes in bytes of a sealed shard's two parts; a part of size 0 has no blob.
+
+    `errors` says which lines are in the error part where there are both: bit i for the i-th; None where a
+    worker sealed it that did not note them yet.
+    """
 
     output: int
     error: int
+    errors: int | None = None
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether it is known which line is in which part."""
+        return not (self.output and self.error) or self.errors is not None
+
+    def is_error(self, line: int) -> bool:
+        """Whether the `line`-th of a mapped segment is in the error part."""
+        return bool(self.errors >> line & 1) if self.errors is not None else not self.output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

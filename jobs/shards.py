@@ -179,11 +179,13 @@ class Shards:
         reply = self.scripts["claim"](keys=keys, args=args)
         if reply is None:
             return None
-        geometry, attempts, done = reply
-        first_line, num_lines, offset, size = (int(part) for part in geometry.split(b":"))
+        geometry, attempts, done, generation = reply
+        batch = self.store.batch(batch_id)
+        if batch.generation != int(generation):
+            return None  # It has ended and was opened again since: the claim is void, and the shard another one.
         return Claim(
-            batch=self.store.batch(batch_id),
-            shard=Shard(index=shard, first_line=first_line, num_lines=num_lines, offset=offset, size=size),
+            batch=batch,
+            shard=parse_shard(shard, geometry),
             owner=owner,
             done=frozenset(int(index) for index in done),
             attempts=int(attempts),
@@ -227,16 +229,20 @@ class Shards:
         """Note that the shard's segment is in the blob store, and drop the spool."""
         shard = claim.shard
         keys = shard_keys(claim.batch.id, "batch", "leased", "owners", "attempts", "sealed", f"spool:{shard.index}")
-        sizes = f"{segment.output}:{segment.error}"
-        args: list[Any] = [shard.index, claim.owner, shard.num_lines, sizes, int(time.time())]
+        args: list[Any] = [shard.index, claim.owner, shard.num_lines, _segment_text(segment), int(time.time())]
         return _text(self.scripts["seal"](keys=keys, args=args))  # type: ignore[return-value]
 
     def segments(self, batch_id: str) -> list[tuple[int, Segment]]:
         """The sealed shards, in input order."""
         (key,) = shard_keys(batch_id, "sealed")
         raw: dict[Any, Any] = self.redis.hgetall(key)
-        sealed = sorted((int(index), value.split(b":")) for index, value in raw.items())
-        return [(index, Segment(output=int(output), error=int(error))) for index, (output, error) in sealed]
+        return [(index, parse_segment(value)) for index, value in sorted((int(key), raw[key]) for key in raw)]
+
+    def geometry(self, batch_id: str) -> dict[int, Shard]:
+        """All shards of a batch by their index."""
+        (key,) = shard_keys(batch_id, "shards")
+        raw: dict[Any, Any] = self.redis.hgetall(key)
+        return {int(index): parse_shard(int(index), value) for index, value in raw.items()}
 
     def drop(self, batch: Batch) -> bool:
         """Forget the shards of an ended batch, and that it needs care. False if it has been opened again."""
@@ -249,6 +255,23 @@ class Shards:
 
     def _run(self, name: str, pipe: Pipeline, keys: list[str], args: list[Any]) -> None:
         self.scripts[name](keys=keys, args=args, client=pipe)
+
+
+def parse_shard(index: int, geometry: bytes) -> Shard:
+    """A shard from what is kept of it."""
+    first_line, num_lines, offset, size = map(int, geometry.split(b":"))
+    return Shard(index=index, first_line=first_line, num_lines=num_lines, offset=offset, size=size)
+
+
+def parse_segment(raw: bytes) -> Segment:
+    """A segment from what is kept of it."""
+    output, error, *errors = raw.split(b":")
+    return Segment(output=int(output), error=int(error), errors=int(errors[0], 16) if errors else None)
+
+
+def _segment_text(segment: Segment) -> str:
+    errors = "" if segment.errors is None else f":{segment.errors:x}"
+    return f"{segment.output}:{segment.error}{errors}"
 
 
 def _tended(status: bytes, closing: bytes, back: list[Any], spent: list[Any]) -> Tended:

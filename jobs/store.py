@@ -355,6 +355,10 @@ class Store:
         seconds, micros = self.redis.time()
         return float(seconds) + micros / 1_000_000
 
+    def server_run(self) -> str:
+        """Names the life of the Redis process: another after a restart or a failover."""
+        return str(self.redis.info("server")["run_id"])
+
     def make_durable(self) -> None:
         """Wait until Redis has what was written on disk. A server that keeps no AOF promises only what it keeps."""
         pipe = self.redis.pipeline(transaction=False)
@@ -386,8 +390,9 @@ def _file(raw: Mapping[Any, Any]) -> File:
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
     "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant", "event_id",
+    "input_url", "input_etag", "output_prefix", "delivery_error",
 )  # fmt: skip
-_CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before")  # Empty is none.
+_CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before", "delivery_error")  # Empty is none.
 # What a version before this one has not written is 0 or false.
 _NUMBERS = (
     "created_at", "expires_at", "num_shards", "priority", "estimated_tokens", "earlier_tokens", "generation",

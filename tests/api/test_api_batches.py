@@ -12,6 +12,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types import Batch
 
+from pressrun.jobs.blobs.s3 import S3Blobs
 from pressrun.jobs.errors import UserError
 from pressrun.jobs.finish import validate_batch, wind_up
 from pressrun.jobs.lines import answered, refused
@@ -321,6 +322,30 @@ def test_a_bad_output_expiry_is_refused_by_name(api: Api, expiry: object, param:
     assert (error["param"], error["code"]) == (param, code)
 
 
+def test_places_in_s3_are_refused_unless_they_are_set(api: Api) -> None:
+    error = refusal(api, input_file_id="s3://bucket/in.jsonl")
+    assert (error["param"], error["code"]) == ("input_file_id", "s3_not_allowed")
+    error = refusal(api, pressrun={"output_prefix": "s3://bucket/out/"})
+    assert (error["param"], error["code"]) == ("pressrun.output_prefix", "s3_not_allowed")
+    assert refusal(api, pressrun={"output": "s3://bucket/out/"})["param"] == "pressrun.output"
+
+
+def test_a_batch_of_an_object_in_s3_says_where_it_comes_from_and_goes(serve: ServeApi, s3_url: str) -> None:
+    api = serve(s3_inputs="pressrun/in", s3_outputs="pressrun/out")
+    S3Blobs("pressrun").put("in/a.jsonl", [jsonl(request_line("a"))])
+    batch = api.openai.batches.create(
+        input_file_id=f"{s3_url}/in/a.jsonl",
+        endpoint=CHAT,
+        completion_window="24h",
+        extra_body={"pressrun": {"output_prefix": f"{s3_url}/out/"}},
+    )
+    extension = {"input_url": f"{s3_url}/in/a.jsonl", "output_prefix": f"{s3_url}/out/", "delivery_error": None}
+    told: Any = batch.model_extra
+    assert told["pressrun"].items() >= extension.items()
+    validate_batch(api.backend, batch.id)
+    assert api.openai.files.content(batch.input_file_id).content == jsonl(request_line("a"))
+
+
 def test_an_unknown_input_file_is_404(api: Api) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         api.openai.batches.create(input_file_id="file-none", endpoint=CHAT, completion_window="24h")
@@ -378,7 +403,8 @@ def test_a_batch_says_more_of_itself_than_openais(api: Api) -> None:
     told = api.http.get(f"/v1/batches/{batch.id}").json()["pressrun"]
     assert told.keys() == {
         "priority", "strict", "paused", "queue_place", "eta", "feasible", "counts", "commonest_errors",
-        "estimated_tokens", "cached_tokens", "tokens_per_second", "seconds",
+        "estimated_tokens", "cached_tokens", "tokens_per_second", "seconds", "input_url", "output_prefix",
+        "delivery_error",
     }  # fmt: skip
     assert (told["priority"], told["strict"], told["paused"]) == (5, True, False)
     assert told["counts"] == {

@@ -82,6 +82,7 @@ def test_the_openapi_document_describes_every_route_and_its_errors(api: Api) -> 
         ("post", "/v1/batches"),
         ("get", "/v1/batches"),
         ("get", "/v1/batches/{batch_id}"),
+        ("get", "/v1/batches/{batch_id}/results"),
         ("post", "/v1/batches/{batch_id}/cancel"),
         ("post", "/v1/batches/{batch_id}/pause"),
         ("post", "/v1/batches/{batch_id}/resume"),

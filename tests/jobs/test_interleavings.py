@@ -1,7 +1,8 @@
 """Workers, housekeepers and clients that run into one another, stall and die between any two calls.
 
-Whatever happens, every line comes out once. A story starts actions, moves each from call to call, kills some, lets
-leases lapse and windows close; at the end healthy processes take over, and everything is counted.
+Whatever happens, every line comes out once, also for who reads results as they come. A story starts actions, moves each
+from call to call, kills some, lets leases lapse and windows close; at the end healthy processes take over, and
+everything is counted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.control import pause_batch, resume_batch, update_batch
 from pressrun.jobs.errors import BlobMissing, Conflict, UserError
 from pressrun.jobs.records import ENDED, Batch
+from pressrun.jobs.results import read_results
 from pressrun.jobs.retry import retry_batch
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import Store, batch_key
@@ -73,11 +75,14 @@ class Story:
         self.clients: list[Process] = []
         self.batch_id: str | None = None
         self.num_runs = 0
+        self.seen: list[bytes] = []
+        self.generation = 0
         events: dict[Callable[[], None], float] = {
             self.work: 4,
             self.keep_house: 4,
             self.advance: 40,
             self.finish_one: 3,
+            self.read: 3,
             self.kill: self.chance.choice([0, 1, 4]),
             self.let_leases_lapse: self.chance.choice([0, 1, 3]),
             self.let_the_lock_lapse: self.chance.choice([0, 2, 8]),
@@ -188,6 +193,21 @@ class Story:
     def let_the_window_close(self) -> None:
         self.backend.redis.hset(batch_key(str(self.batch_id)), "expires_at", 1)
 
+    def read(self) -> bool:
+        """A client reads on; whether that was the end. It is shown only what Redis has on disk."""
+        if str(self.batch_id).startswith("job_"):
+            return True
+        generation = self.backend.store.batch(str(self.batch_id)).generation
+        if generation != self.generation:
+            self.seen, self.generation = [], generation  # Its lines are others, in another order.
+        page = read_results(self.backend, str(self.batch_id), len(self.seen), self.chance.choice([1, 2, 3, 100]))
+        if not page.settled:
+            self.backend.store.make_durable()
+            assert page.server_run == self.backend.store.server_run()
+        self.seen += page.lines
+        assert page.next == len(self.seen)
+        return page.is_last
+
     # How it ends
 
     def end(self) -> None:
@@ -240,6 +260,11 @@ class Story:
         for lines in (output, errors):
             names = [line["custom_id"] for line in lines]
             assert names == sorted(names)
+        while not self.read():
+            pass
+        assert sorted(self.seen) == sorted(self.raw_lines(batch.output_file_id) + self.raw_lines(batch.error_file_id))
+        if not batch.arranged or batch.generation:
+            assert [json.loads(line)["custom_id"] for line in self.seen] == NAMES
         return batch
 
     def check_lines(self, batch: Batch, names: list[str], lines: list[Any]) -> None:
@@ -256,7 +281,10 @@ class Story:
     def lines(self, file_id: str | None) -> Iterator[Any]:
         if file_id is not None:
             assert self.backend.store.file(file_id).bytes == self.backend.blobs.size(f"files/{file_id}")
-            yield from map(json.loads, b"".join(self.backend.blobs.open(f"files/{file_id}")).splitlines())
+        yield from map(json.loads, self.raw_lines(file_id))
+
+    def raw_lines(self, file_id: str | None) -> list[bytes]:
+        return b"".join(self.backend.blobs.open(f"files/{file_id}")).splitlines() if file_id else []
 
 
 def _ran_well(line: Any) -> bool:
@@ -326,6 +354,7 @@ def test_a_machine_that_loses_power_takes_no_line_with_it(
             for shard in story.chance.sample(range(NUM_SHARDS), 2):
                 story.num_runs += 1
                 run_shard(story.backend, batch.id, shard, story.num_runs)
+            story.read()
             if story.chance.random() < 0.7:
                 lose_power()
         story.bring_to_an_end()

@@ -6,20 +6,24 @@ import json
 from collections.abc import Callable
 
 import pytest
+from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.errors import Conflict, NotFound, UserError
+from pressrun.jobs.deliveries import deliveries_of
+from pressrun.jobs.errors import BlobMissing, Conflict, NotFound, UserError
 from pressrun.jobs.finish import end_batch, seal_shard, validate_batch, wind_up
 from pressrun.jobs.lines import answered, refused
 from pressrun.jobs.lineup import BILLS
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.records import Batch, Line, LineResult, Usage
 from pressrun.jobs.reports import standing_of
+from pressrun.jobs.results import read_results
 from pressrun.jobs.retry import retry_batch
 from pressrun.jobs.store import batch_key
 from pressrun.jobs.submit import delete_file, sweep_files
+from pressrun.jobs.webhooks import EVENT_TYPES, create_endpoint
 
-from .conftest import MakeBatch, chat_line
+from .conftest import MakeBackend, MakeBatch, chat_line
 from .simulated import Process, commit, missing
 
 NAMES = [f"c{i}" for i in range(10)]
@@ -78,6 +82,63 @@ def test_failed_lines_run_again_and_the_new_files_hold_every_line_once(backend: 
     assert backend.store.active("batch") == []
     assert backend.redis.hgetall(BILLS) == {}
     assert set(backend.redis.keys(f"{batch_key(after.id)}:*")) == set()
+
+
+def test_results_are_read_anew_in_the_files_order_once_a_retry_has_ended(
+    backend: Backend, make_batch: MakeBatch
+) -> None:
+    batch = ended(backend, make_batch)
+    assert read_results(backend, batch.id, 0, 100).is_last
+    retry_batch(backend, batch.id, "failed")
+    for validated in (False, True):
+        if validated:
+            validate_batch(backend, batch.id)
+        page = read_results(backend, batch.id, 0, 100)
+        assert (page.lines, page.next, page.is_last) == ((), 0, False)
+    run_all(backend, batch, lambda line: refused(line, UserError("No.")) if line.custom_id == "c3" else well(2)(line))
+    pages = [read_results(backend, batch.id, after, 6) for after in (0, 6)]
+    assert [page.is_last for page in pages] == [False, True]
+    lines = [json.loads(line) for page in pages for line in page.lines]
+    assert [line["custom_id"] for line in lines] == NAMES
+    assert [line["response"]["body"].get("run") for line in lines] == [1, 2, 1, None, 1, 2, 1, 2, 1, 2]
+
+
+def test_results_of_a_retry_that_came_to_nothing_are_those_from_before(backend: Backend, make_batch: MakeBatch) -> None:
+    batch = ended(backend, make_batch)
+    retry_batch(backend, batch.id, "failed")
+    backend.blobs.delete(batch.input_blob)
+    validate_batch(backend, batch.id)
+    assert backend.store.batch(batch.id).status == "failed"
+    pages = [read_results(backend, batch.id, after, 6) for after in (0, 6)]
+    assert [page.is_last for page in pages] == [False, True]
+    assert [json.loads(line)["custom_id"] for page in pages for line in page.lines] == NAMES
+
+
+def test_every_end_of_a_batch_is_an_event_also_where_nobody_told_of_the_first(
+    make_backend: MakeBackend, make_batch: MakeBatch
+) -> None:
+    backend = make_backend(webhook_allow_private=True)
+    hook = create_endpoint(backend, name="mine", url="http://127.0.0.1:9/", event_types=EVENT_TYPES)
+    batch = make_batch([chat_line(name) for name in NAMES])
+    validate_batch(backend, batch.id)
+    for _ in range(2):
+        for shard in backend.shards.unsealed(batch.id):
+            claim = backend.shards.claim(batch.id, shard, "me", 60.0)
+            assert claim is not None
+            commit(backend, claim, map(odd_ones_fail(1), missing(backend, claim)))
+            if len(backend.shards.unsealed(batch.id)) > 1:
+                seal_shard(backend, claim)
+                continue
+            process = Process(backend, lambda backend, claim=claim: seal_shard(backend, claim))
+            while backend.store.batch(batch.id).status != "completed":
+                process.step()
+            process.kill()  # Before it could tell of the end.
+            backend.redis.delete(f"{batch_key(batch.id)}:lock")
+        told = len(deliveries_of(backend, hook.id).items)
+        retry_batch(backend, batch.id, "failed")
+        assert len(deliveries_of(backend, hook.id).items) == told + 1
+        validate_batch(backend, batch.id)
+    assert len({one.event_id for one in deliveries_of(backend, hook.id).items}) == 2
 
 
 def test_chosen_lines_run_again_whatever_became_of_them(backend: Backend, make_batch: MakeBatch) -> None:
@@ -219,6 +280,30 @@ def test_one_who_ended_the_generation_before_and_stalled_does_no_harm(backend: B
         stalled.finish()
         done = run_all(backend, batch, well(2))
         assert results(backend, done.output_file_id) == {name: 1 + int(name[1:]) % 2 for name in NAMES}, steps
+        if over:
+            return
+    raise AssertionError("it took more calls than were tried")
+
+
+def test_one_who_wound_up_the_generation_before_and_stalled_ends_no_line_of_the_next(
+    backend: Backend, make_batch: MakeBatch
+) -> None:
+    """It stands still at every call while the cancelled batch ends and is opened again."""
+    for steps in range(1, 200, 3):
+        batch = make_batch([chat_line(name) for name in NAMES])
+        validate_batch(backend, batch.id)
+        backend.store.cancel(batch.id)
+        stalled = Process(backend, lambda other, batch_id=batch.id: wind_up(other, batch_id))  # type: ignore[misc]
+        stalled.step(steps)
+        backend.redis.delete(f"{batch_key(batch.id)}:lock")
+        wind_up(backend, batch.id)
+        retry_batch(backend, batch.id, "failed")
+        validate_batch(backend, batch.id)
+        over = stalled.ended
+        stalled.finish()
+        assert stalled.error is None or isinstance(stalled.error, (LockNotOwnedError, BlobMissing)), steps
+        done = run_all(backend, batch, well(2))
+        assert results(backend, done.output_file_id) == dict.fromkeys(NAMES, 2), steps
         if over:
             return
     raise AssertionError("it took more calls than were tried")

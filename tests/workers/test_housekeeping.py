@@ -344,6 +344,26 @@ def test_housekeeping_waits_for_a_redis_that_is_away(tmp_path: Path) -> None:
         valkey.kill()
 
 
+def test_what_is_in_hand_is_cared_for_while_redis_is_full_and_the_rest_goes_on_after(backend: Backend) -> None:
+    silent, late = (upload_batch(backend, [chat_line(f"c{i}") for i in range(8)]) for _ in range(2))
+    with housekeepers(backend):
+        until(lambda: len(queued_shards(backend)) > 0)
+        until(lambda: all(backend.store.batch(batch.id).status == "in_progress" for batch in (silent, late)))
+    assert backend.shards.claim(silent.id, 0, "silent", 0.0) is not None
+    backend.redis.hset(batch_key(late.id), "expires_at", 1)
+    backend.store.look_at(silent.id, late.id)
+    backend.redis.config_set("maxmemory", "1")
+    try:
+        Housekeeper(backend).tick()
+        assert backend.store.batch(late.id).closing == "expired"
+        assert backend.shards.num_leased(silent.id) == 0
+    finally:
+        backend.redis.config_set("maxmemory", "0")
+    with housekeepers(backend):
+        work_until_ended(backend, silent, late)
+    assert backend.store.batch(silent.id).status == "completed"
+
+
 def test_many_waiting_jobs_cost_little(backend: Backend) -> None:
     jobs = [new_job(backend) for _ in range(500)]
     housekeeper = Housekeeper(backend)
