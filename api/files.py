@@ -12,12 +12,15 @@ from typing import Annotated, BinaryIO, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Form, Header, Query, UploadFile
-from fastapi.responses import StreamingResponse
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
 from ..jobs import ids, submit
+from ..jobs.backend import Backend
 from ..jobs.errors import UserError
+from ..jobs.packing import PACK
+from ..jobs.records import File
 from .deps import BackendDep, TenantDep
 from .once import OnceDep
 from .ranges import requested_range
@@ -25,6 +28,7 @@ from .schemas import FileDeleted, FileObject, ListOf
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 CHUNK = 2**20
+PRESIGNED_S = 900
 
 
 class Download(StreamingResponse):
@@ -67,6 +71,17 @@ class FileQuery(BaseModel):
     after: str | None = Field(None, description="The id of the last file of the page before.")
 
 
+class ContentQuery(BaseModel):
+    """How to get a file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet"] | None = Field(
+        None, description="Of a batch's files: what to make of them on the way. A range is of the plain file only."
+    )
+    redirect: bool = Field(False, description="Answer with a URL in S3 that is good for 15 minutes.")
+
+
 @router.post("", form_limits={"max_files": 1, "max_fields": 8, "max_part_size": 4096})
 def upload_file(
     form: Annotated[Upload, Form(media_type="multipart/form-data")],
@@ -74,7 +89,7 @@ def upload_file(
     tenant: TenantDep,
     once: OnceDep,
 ) -> FileObject:
-    """Upload a file. The input of a batch is `.jsonl`, one request a line."""
+    """Upload a file. The input of a batch is `.jsonl`, one request a line, or that packed, or a table."""
     _check_expiry(form)
     file = once(
         lambda: _asked(form),
@@ -125,27 +140,57 @@ def delete_file(file_id: str, backend: BackendDep, tenant: TenantDep) -> FileDel
     responses={
         200: {"description": "The file.", "content": {"application/octet-stream": {}}},
         206: {"description": "The range asked for.", "content": {"application/octet-stream": {}}},
+        307: {"description": "Where the file is, with `redirect`."},
     },
 )
 def download_file(
     file_id: str,
+    query: Annotated[ContentQuery, Query()],
     backend: BackendDep,
     tenant: TenantDep,
     wanted: Annotated[str | None, Header(alias="Range", description="One range, such as `bytes=0-999`.")] = None,
-) -> StreamingResponse:
-    """A file's bytes, or one range of them."""
+) -> Response:
+    """A file's bytes, or one range of them; a batch's results also packed or as a table (`format`)."""
     file = submit.find_file(backend, file_id, tenant)
+    packed = query.format not in (None, "jsonl")
+    if query.redirect and packed:
+        message = "'redirect' leads to the plain file; remove it or 'format'."
+        raise UserError(message, param="redirect", code="invalid_value")
+    if query.redirect:
+        return _redirect(backend, file)
+    if packed:
+        return _packed(backend, file, str(query.format))
     part = requested_range(wanted, file.bytes)
     whole = range(file.bytes) if part is None else part
-    headers = {
-        "Accept-Ranges": "bytes",
-        "Content-Length": str(len(whole)),
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
-    }
+    headers = {"Accept-Ranges": "bytes", "Content-Length": str(len(whole))} | _named(file.filename)
     if part is not None:
         headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{file.bytes}"
     chunks = backend.blobs.open(file.blob, whole.start, len(whole))
     return Download(chunks, 200 if part is None else 206, headers)
+
+
+def _packed(backend: Backend, file: File, form: str) -> Download:
+    """A file packed as it goes; nobody knows its size before."""
+    purposes = ("batch_output",) if form == "parquet" else ("batch", "batch_output")
+    if file.purpose not in purposes:
+        message = f"'{form}' can be made of files with purpose {' or '.join(purposes)}, not '{file.purpose}'."
+        raise UserError(message, param="format", code="invalid_value")
+    chunks = PACK[form](backend.blobs.open(file.blob))
+    return Download(chunks, 200, _named(f"{file.filename.removesuffix('.jsonl')}.{form}"))
+
+
+def _named(filename: str) -> dict[str, str]:
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}"}
+
+
+def _redirect(backend: Backend, file: File) -> RedirectResponse:
+    url = backend.blobs.presign(file.blob, filename=file.filename, seconds=PRESIGNED_S)
+    if url is None:
+        message = (
+            "'redirect' needs files in S3 (PRESSRUN_BLOB_URL=s3://…), and this server keeps them elsewhere. Remove it."
+        )
+        raise UserError(message, param="redirect", code="unsupported_parameter")
+    return RedirectResponse(url, 307, headers={"Cache-Control": "no-store"})
 
 
 def _relayed(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:

@@ -5,11 +5,13 @@ Every field is always there, null where there is nothing to say. Knows the recor
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
 from ..jobs.records import Batch, BatchStatus, File, ModelCard
+from ..jobs.reports import MOST_ERRORS, Report
 from ..jobs.uploads import Part, Upload, UploadStatus
 
 T = TypeVar("T", bound="Identified")
@@ -168,6 +170,83 @@ class BatchErrors(BaseModel):
     data: list[BatchErrorObject]
 
 
+class LineCounts(BaseModel):
+    """Every request of a batch in one place, so that they sum to the total."""
+
+    queued: int
+    running: int
+    succeeded: int
+    errored: int
+    cancelled: int
+    expired: int
+
+
+class CommonError(BaseModel):
+    """So many requests failed with this code, at this parameter; the message is the first one's."""
+
+    code: str
+    param: str | None
+    message: str
+    count: int
+
+
+class PhaseSeconds(BaseModel):
+    """Where a batch's time went, up to now."""
+
+    validating: float
+    queued: float
+    running: float
+    finalizing: float
+
+
+class BatchExtension(BaseModel):
+    """What is said of a batch beyond OpenAI's fields.
+
+    `queue_place` 1 is fed next. `eta` and `feasible` are null where they cannot be told: before validation, while the
+    batch is paused, after its end, and until a worker has measured its speed. `tokens_per_second` is the mean while it
+    ran. `estimated_tokens` is what all requests will use.
+
+    `input_url` is the object in S3 that `input_file_id` is made from at validation. Results are below `output_prefix`
+    too once the batch has ended, unless there is a `delivery_error`.
+    """
+
+    priority: int
+    strict: bool
+    paused: bool
+    queue_place: int | None
+    eta: int | None
+    feasible: bool | None
+    counts: LineCounts
+    commonest_errors: list[CommonError]
+    estimated_tokens: int
+    cached_tokens: int
+    tokens_per_second: float
+    seconds: PhaseSeconds
+    input_url: str | None
+    output_prefix: str | None
+    delivery_error: str | None
+
+    @classmethod
+    def of(cls, batch: Batch, report: Report) -> BatchExtension:
+        return cls(
+            priority=batch.priority,
+            strict=batch.strict,
+            paused=batch.paused,
+            queue_place=report.queue_place,
+            eta=report.eta,
+            feasible=report.feasible,
+            counts=LineCounts(**asdict(report.standing)),
+            commonest_errors=[CommonError(**asdict(error)) for error in batch.common_errors[:MOST_ERRORS]],
+            estimated_tokens=report.estimated_tokens,
+            cached_tokens=batch.usage.cached_tokens,
+            tokens_per_second=report.tokens_per_second,
+            seconds=PhaseSeconds(**report.seconds),
+            input_url=batch.input_url,
+            output_prefix=batch.output_prefix,
+            delivery_error=batch.delivery_error,
+        )
+
+
 class BatchObject(Identified):
     """A batch, as far as it has got."""
 
@@ -192,9 +271,10 @@ class BatchObject(Identified):
     request_counts: RequestCounts
     usage: BatchUsage
     metadata: dict[str, str] | None
+    pressrun: BatchExtension
 
     @classmethod
-    def of(cls, batch: Batch) -> BatchObject:
+    def of(cls, batch: Batch, report: Report) -> BatchObject:
         at = batch.times.get
         return cls(
             id=batch.id,
@@ -218,6 +298,7 @@ class BatchObject(Identified):
             request_counts=_counts(batch),
             usage=_usage(batch),
             metadata=batch.metadata,
+            pressrun=BatchExtension.of(batch, report),
         )
 
 

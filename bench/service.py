@@ -4,7 +4,7 @@ A stand-in engine answers every line at once with its prompt, so what is measure
 the blob store. Every round uploads a file of chat lines, creates a batch of it with the `openai` SDK and waits for the
 output; every custom_id must come back once, in order. Prints a table, then one JSON line.
 
-usage: python bench/service.py [--lines 10000 --more-lines 100000]
+usage: python bench/service.py [--lines 10000 --more-lines 1000000]
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from pathlib import Path
 
 import psutil
 from openai import OpenAI
+from redis import Redis
 
 from pressrun.bench.serving import Service, run_batch, running_service
+from pressrun.jobs.embedded import EmbeddedValkey
 
 MODEL = "echo"
 START_TIMEOUT_S = 60.0
@@ -27,13 +29,16 @@ START_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """One batch. Memory is the peak resident size in MiB of the API process and of the worker's processes."""
+    """One batch. Memory is the peak in MiB until its end: of the API process and of the worker's processes what was
+    resident, of Valkey what it had in use.
+    """
 
     lines: int
     upload_s: float
     batch_s: float
     api_mib: float
     worker_mib: float
+    valkey_mib: float
 
     @property
     def lines_per_s(self) -> float:
@@ -47,7 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = {"data_dir": folder, "engine": "echo", "model": MODEL, "max_batch_lines": 10**6}
+        limits = {"max_batch_lines": 10**8, "max_batch_bytes": 2**40, "max_file_bytes": 2**40}
+        settings = {"data_dir": folder, "engine": "echo", "model": MODEL} | limits
         with running_service(START_TIMEOUT_S, **settings) as service:
             run_round(service, 1000, folder)  # warm-up: imports, connections, first scripts
             rounds = [run_round(service, lines, folder) for lines in (args.lines, args.more_lines) if lines]
@@ -62,6 +68,7 @@ def main() -> None:
                 "lines_per_s_large": round(large.lines_per_s, 1),
                 "api_memory_ratio": round(large.api_mib / small.api_mib, 3),
                 "worker_memory_ratio": round(large.worker_mib / small.worker_mib, 3),
+                "valkey_memory_ratio": round(large.valkey_mib / small.valkey_mib, 3),
                 "cores": os.cpu_count(),
             }
         )
@@ -80,6 +87,7 @@ def run_round(service: Service, lines: int, folder: Path) -> Round:
         batch_s=run.batch_s,
         api_mib=memory["api"],
         worker_mib=memory["worker"],
+        valkey_mib=valkey_peak_mib(folder),
     )
 
 
@@ -118,12 +126,18 @@ def peak_resident_mib(pid: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
+def valkey_peak_mib(data_dir: Path) -> float:
+    with Redis.from_url(EmbeddedValkey(data_dir).url) as client:
+        return int(client.info("memory")["used_memory_peak"]) / 2**20
+
+
 def print_table(rounds: list[Round]) -> None:
-    print(f"{'lines':>9} {'upload s':>9} {'batch s':>9} {'lines/s':>9} {'API MiB':>9} {'worker MiB':>11}")
+    heads = ("lines", "upload s", "batch s", "lines/s", "API MiB")
+    print(*(f"{head:>9}" for head in heads), f"{'worker MiB':>11} {'Valkey MiB':>11}")
     for r in rounds:
         print(
             f"{r.lines:>9} {r.upload_s:>9.2f} {r.batch_s:>9.2f} {r.lines_per_s:>9.0f} {r.api_mib:>9.1f} "
-            f"{r.worker_mib:>11.1f}"
+            f"{r.worker_mib:>11.1f} {r.valkey_mib:>11.1f}"
         )
 
 

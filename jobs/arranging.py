@@ -43,6 +43,10 @@ class Beginnings:
     """Takes in the lines of a file one after another; `order` says in which they should run."""
 
     def __init__(self) -> None:
+        self._too_many = False
+        self._forget()
+
+    def _forget(self) -> None:
         self.offsets, self.sizes = array("Q"), array("L")
         self._keys: list[bytes] = []
         # The prompts' bytes up to each line's end.
@@ -50,7 +54,9 @@ class Beginnings:
 
     def add(self, offset: int, size: int, body: dict[str, Any]) -> None:
         """The next line: where it lies in the file, and the request in it."""
-        if len(self._keys) > MAX_LINES:
+        if self._too_many or len(self._keys) == MAX_LINES:
+            self._too_many = True
+            self._forget()
             return
         text = prompt_bytes(body)
         self.offsets.append(offset)
@@ -61,7 +67,7 @@ class Beginnings:
     def order(self) -> list[int] | None:
         """The lines' places in the file, in the order in which to run them; None where the file's own is as good."""
         keys, ends = self._keys, self._ends
-        if not keys or ends[-1] <= WINDOW_BYTES or len(keys) > MAX_LINES:
+        if not keys or ends[-1] <= WINDOW_BYTES:
             return None
         order = sorted(range(len(keys)), key=keys.__getitem__)
         in_file, arranged = [0] * len(keys), 0
@@ -104,8 +110,8 @@ def arranged_copy(chunks: Iterable[bytes], beginnings: Beginnings, order: list[i
             yield label(index) + copy.read(beginnings.sizes[index]) + b"\n"
 
 
-def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterator[bytes]:
-    """The lines of segments, which carry their places, in the order of those and without them.
+def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of segments, which carry their places, in the order of those: (place, line with its newline).
 
     Passes them through a temporary file in the folder `scratch`, or, where that has no room, reads each line once more
     from its segment. What is held in memory is four numbers a line.
@@ -125,12 +131,12 @@ def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterat
         order = sorted(range(len(indices)), key=indices.__getitem__)
         if not has_room:
             for place in order:
-                yield b"".join(open_blob(keys[segments[place]], offsets[place], sizes[place]))
+                yield indices[place], b"".join(open_blob(keys[segments[place]], offsets[place], sizes[place]))
             return
         starts = array("Q", accumulate(sizes, initial=0))
         for place in order:
             copy.seek(starts[place])
-            yield copy.read(sizes[place])
+            yield indices[place], copy.read(sizes[place])
 
 
 def _write(file: IO[bytes], data: bytes) -> bool:

@@ -13,6 +13,7 @@ from .blobs import Blobs, open_blobs
 from .blobs.redis import RedisBlobs
 from .errors import SettingsError
 from .keys import Keys
+from .lineup import Lineup
 from .quotas import Quotas
 from .records import Batch
 from .settings import Settings
@@ -24,7 +25,7 @@ DAY_S = 86400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """The store, the shards, the blob stores, and who may use them, of one deployment."""
+    """The store, the shards, the line, the blob stores, and who may use them, of one deployment."""
 
     settings: Settings
     redis: Redis
@@ -32,6 +33,7 @@ class Backend:
     shards: Shards
     keys: Keys
     quotas: Quotas
+    lineup: Lineup
     blobs: Blobs
     job_blobs: RedisBlobs
 
@@ -62,6 +64,7 @@ def backend_on(settings: Settings, redis: Redis) -> Backend:
         shards=Shards(store),
         keys=Keys(store),
         quotas=Quotas(store),
+        lineup=Lineup(store),
         blobs=open_blobs(settings.blobs, redis),
         # The blobs of a job whose submission or end broke off go by themselves.
         job_blobs=RedisBlobs(redis, ttl_s=DAY_S + settings.job_ttl_s),

@@ -11,6 +11,7 @@ PressrunError
 │       └── InProgress   the same request is being served right now
 ├── StoreUnavailable     Redis did not answer, or could not make a write durable
 ├── BlobsUnavailable     the blob store did not answer, or refused
+│   └── BlobForbidden    it answered that these credentials may not do this
 └── BlobMissing          a blob that the store points to is not there
 """
 
@@ -97,6 +98,10 @@ class StoreUnavailable(PressrunError):
 
 class BlobsUnavailable(PressrunError):
     """The blob store did not answer, or refused."""
+
+
+class BlobForbidden(BlobsUnavailable):
+    """The blob store answered that these credentials may not do this."""
 
 
 class BlobMissing(PressrunError):

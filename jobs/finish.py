@@ -8,55 +8,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import chain
-from pathlib import Path
-from time import monotonic, time
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Literal
 
-from redis.exceptions import LockNotOwnedError, ResponseError
+from redis.exceptions import ResponseError
 from redis.lock import Lock
 
-from .arranging import arranged_copy, in_file_order
+from .arranging import arranged_copy
 from .backend import Backend
 from .deliveries import announce
-from .errors import BlobsUnavailable
+from .errors import BlobMissing, BlobsUnavailable, Conflict, UserError
 from .ids import owner_id
+from .line_index import pack_order
 from .lines import label, never_ran, requests_of
-from .records import ENDED, Batch, Claim, File, Line, Segment, ShardCommit
+from .locks import batch_lock, renew, renewing, while_locked
+from .places import fetch_input, has_input
+from .policy import Candidate
+from .progress import progress_of
+from .publishing import publish, scratch_folder
+from .records import ENDED, Batch, BatchError, Claim, Line, Segment, ShardCommit
+from .reopening import forget_lists, sort_lines
 from .store import batch_key
 from .suspects import portion
-from .validation import Arrangement, Reader, validate
+from .validation import Arrangement, Reader, Validated, validate
 
 log = logging.getLogger(__name__)
 
 FILL_LINES = 500
-RENEW_S = 1.0
 FINAL: dict[str | None, Literal["completed", "cancelled", "expired"]] = {
     None: "completed",
     "cancelled": "cancelled",
     "expired": "expired",
 }
-
-
-@contextmanager
-def batch_lock(backend: Backend, batch_id: str) -> Iterator[Lock | None]:
-    """The right to validate or end a batch, for as long as it is renewed; None where another process has it."""
-    lock = backend.redis.lock(f"{batch_key(batch_id)}:lock", timeout=backend.settings.lease_s, blocking=False)
-    if not lock.acquire():
-        yield None
-        return
-    try:
-        yield lock
-    finally:
-        # Where it lapsed, another process has it or had it: nothing of ours is left to release.
-        with suppress(LockNotOwnedError):
-            lock.release()
-
-
-def _renew(lock: Lock) -> None:
-    """Keep the lock; LockNotOwnedError where it has lapsed, so that the work stops before it meets another's."""
-    lock.reacquire()
 
 
 def validate_batch(backend: Backend, batch_id: str) -> None:
@@ -70,44 +54,132 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
     batch = backend.store.batch(batch_id)
     if batch.status in ENDED or batch.num_shards:
         return
+    if batch.generation:
+        _begin_again(backend, batch, lock)
+        return
+    if not _has_input(backend, batch, lock):
+        return
 
     def read() -> Iterator[bytes]:
         for chunk in backend.blobs_of(batch).open(batch.input_blob):
-            _renew(lock)
+            renew(lock)
             yield chunk
 
     models = {card.id for card in backend.store.models()}
-    result = validate(batch, read, models=models, settings=backend.settings)
-    errors = result.errors
-    if not errors and batch.closing is None:
-        refusal = backend.quotas.take_tokens(batch, result.model, result.num_tokens)
-        errors = () if refusal is None else (refusal,)
+    known = backend.store.answer_tokens()
+    result = validate(batch, read, models=models, settings=backend.settings, answer_tokens=known)
+    errors = _refusals(backend, batch, result)
     if not errors:
         # Nothing will run in one that is being wound up, whatever its order.
         arrangement = result.arrangement if batch.closing is None else None
         arranged = arrangement is not None and _arrange(backend, batch, read, arrangement, lock)
         shards = arrangement.shards if arranged and arrangement is not None else result.shards
-        begun = backend.shards.begin(batch_id, shards, model=result.model, total=result.total, arranged=arranged)
+        begun = backend.shards.begin(
+            batch_id,
+            shards,
+            model=result.model,
+            total=result.total,
+            arranged=arranged,
+            estimated_tokens=result.estimated_tokens,
+        )
         if not begun and backend.store.batch(batch_id).status in ENDED:
             # Another process was faster, and has cleaned up already.
             backend.quotas.give_back(batch.tenant, batch_id)
             if arranged:
-                backend.blobs.delete(batch.arranged_blob)
+                _drop_copy(backend, batch)
     else:
         # One that is being wound up ends as what it was wound up for: nothing in it could have run.
         to = "failed" if batch.closing is None else FINAL[batch.closing]
-        backend.store.fail(batch_id, errors, result.total, to=to)
+        backend.store.fail(batch_id, errors, result.total, to=to, generation=0)
+
+
+def _refusals(backend: Backend, batch: Batch, result: Validated) -> tuple[BatchError, ...]:
+    """Why a batch is not to run: what is wrong with it, or that there is no time or no room for it."""
+    if result.errors or batch.closing is not None:
+        return result.errors
+    refusal = _too_late(backend, batch, result)
+    if refusal is None:
+        refusal = backend.quotas.take_tokens(batch, result.model, result.asked_tokens)
+    return () if refusal is None else (refusal,)
+
+
+def _begin_again(backend: Backend, batch: Batch, lock: Lock) -> None:
+    """Let the lines run that a batch was opened again for."""
+    try:
+        found = sort_lines(backend, batch, renewing(lock), scratch_folder(backend))
+    except (BlobMissing, Conflict) as error:
+        why = BatchError(code="file_deleted", message=f"A file that the batch is made of has been deleted: {error}")
+        to = "failed" if batch.closing is None else FINAL[batch.closing]
+        backend.store.fail(batch.id, [why], batch.counts.total, to=to, generation=batch.generation)
+        return
+    backend.shards.begin(
+        batch.id,
+        found.shards,
+        model=batch.model or "",
+        total=batch.counts.total,
+        arranged=True,
+        estimated_tokens=batch.estimated_tokens,
+        generation=batch.generation,
+        kept=found.kept,
+    )
+
+
+def _too_late(backend: Backend, batch: Batch, result: Validated) -> BatchError | None:
+    """Why a strict batch is not to run: it would end after its window. Where nothing was measured yet, nobody knows."""
+    if not batch.strict:
+        return None
+    candidate = Candidate(
+        id=batch.id,
+        tenant=batch.tenant,
+        priority=batch.priority,
+        created_at=batch.created_at,
+        expires_at=batch.expires_at,
+        num_shards=len(result.shards),
+        shard_tokens=result.estimated_tokens / len(result.shards),
+    )
+    foreseen = backend.lineup.foresee(candidate)
+    if foreseen is None or foreseen.ends_at is None or foreseen.feasible:
+        return None
+    eta = datetime.fromtimestamp(foreseen.ends_at, UTC).isoformat(timespec="seconds")
+    message = (
+        f"The batch would end at about {eta} (Unix {int(foreseen.ends_at)}), after its completion_window of "
+        f"{batch.completion_window}. Give it more time or a higher 'pressrun.priority', or leave out 'pressrun.strict' "
+        "and it runs as far as it gets."
+    )
+    return BatchError(code="window_too_short", message=message, param="completion_window")
+
+
+def _has_input(backend: Backend, batch: Batch, lock: Lock) -> bool:
+    """Whether there is something to read; a batch that has to do without is ended."""
+    if batch.input_url is None or (batch.closing is not None and has_input(backend, batch)):
+        return True
+    if batch.closing is not None:  # What nobody wants any more is not fetched.
+        backend.store.fail(batch.id, [], 0, to=FINAL[batch.closing], generation=0)
+        return False
+    try:
+        fetch_input(backend, batch, lock)
+    except UserError as error:
+        found = BatchError(code=error.code or "invalid_request", message=error.message, param=error.param)
+        backend.store.fail(batch.id, [found], 0, generation=0)
+        return False
+    return True
 
 
 def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement, lock: Lock) -> bool:
     """Write the copy that an arranged batch is run from; False if there is no room for it."""
     try:
-        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order, _scratch(backend))
-        backend.blobs_of(batch).put(batch.arranged_blob, _while_locked(lines, lock))
+        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order, scratch_folder(backend))
+        backend.blobs_of(batch).put(batch.arranged_blob, while_locked(lines, lock))
+        backend.blobs_of(batch).put(batch.order_blob, [pack_order(arrangement.order)])
     except (OSError, BlobsUnavailable, ResponseError) as error:
         log.warning("batch %s is run in the order of its file: a copy could not be written: %s", batch.id, error)
         return False
     return True
+
+
+def _drop_copy(backend: Backend, batch: Batch) -> None:
+    for key in (batch.arranged_blob, batch.order_blob):
+        backend.blobs.delete(key)
 
 
 def seal_shard(backend: Backend, claim: Claim) -> None:
@@ -129,13 +201,22 @@ def seal_shard(backend: Backend, claim: Claim) -> None:
             if (code == "s") == (part == "output")
         ]
         sizes[part] = blobs.put(batch.segment_blob(shard.index, part), wanted) if wanted else 0
-    if backend.shards.seal(claim, Segment(**sizes)) == "last":
+    segment = Segment(**sizes, errors=_error_bits(code for _, code, _ in lines) if all(sizes.values()) else None)
+    if backend.shards.seal(claim, segment) == "last":
         end_batch(backend, batch.id)
 
 
+def _error_bits(codes: Iterable[str]) -> int:
+    """Which lines of a shard, given by their outcomes, are in its error part: a bit for each, the first the lowest."""
+    return sum(1 << i for i, code in enumerate(codes) if code != "s")
+
+
 def fill_shard(backend: Backend, batch_id: str, shard: int, code: str) -> None:
-    """End a shard whose missing lines will not run: each becomes an error line with `code`."""
-    _fill(backend, batch_id, shard, code, lambda claim, missing: len(missing))
+    """End a shard whose missing lines will not run: each becomes an error line with `code`.
+
+    Where its batch has ended and was opened again meanwhile, they run after all.
+    """
+    _fill(backend, batch_id, shard, code, lambda claim, missing: len(missing) if claim.batch.closing else 0)
 
 
 def give_up_on(backend: Backend, batch_id: str, shard: int) -> None:
@@ -183,8 +264,8 @@ def wind_up(backend: Backend, batch_id: str) -> None:
             return
         _validate(backend, batch_id, lock)
         batch = backend.store.batch(batch_id)
-        for shard in backend.shards.unsealed(batch_id):
-            _renew(lock)
+        for shard in backend.shards.unsealed(batch_id) if batch.closing else ():
+            renew(lock)
             fill_shard(backend, batch_id, shard, f"batch_{batch.closing}")
         _end(backend, batch_id, lock)
 
@@ -202,65 +283,9 @@ def _end(backend: Backend, batch_id: str, lock: Lock) -> None:
         segments = backend.shards.segments(batch_id)
         if not batch.num_shards or len(segments) < batch.num_shards:
             return
-        files = {} if batch.kind == "job" else _publish(backend, batch, segments, lock)
-        backend.store.move(batch_id, FINAL[batch.closing], **files)
+        files = {} if batch.kind == "job" else publish(backend, batch, segments, lock)
+        backend.store.move(batch_id, FINAL[batch.closing], generation=batch.generation, **files)
     _clean(backend, backend.store.batch(batch_id))
-
-
-def _publish(backend: Backend, batch: Batch, segments: list[tuple[int, Segment]], lock: Lock) -> dict[str, str]:
-    """Write the output and the error file, if there is anything in them; their ids by field."""
-    files = {}
-    reserved: dict[Literal["output", "error"], str] = {
-        "output": batch.reserved_output_id,
-        "error": batch.reserved_error_id,
-    }
-    for part, file_id in reserved.items():
-        keys = [batch.segment_blob(shard, part) for shard, sizes in segments if getattr(sizes, part)]
-        if not keys:
-            continue
-
-        def open_segment(key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
-            _renew(lock)
-            return backend.blobs.open(key, offset, size)
-
-        if batch.arranged:
-            lines = in_file_order(keys, open_segment, _scratch(backend))
-        else:
-            lines = chain.from_iterable(map(open_segment, keys))
-        size = backend.blobs.put(f"files/{file_id}", _while_locked(lines, lock))
-        _renew(lock)
-        backend.store.add_file(_result_file(batch, file_id, f"{batch.id}_{part}.jsonl", size))
-        files[f"{part}_file_id"] = file_id
-    return files
-
-
-def _result_file(batch: Batch, file_id: str, filename: str, size: int) -> File:
-    now = int(time())
-    return File(
-        id=file_id,
-        bytes=size,
-        created_at=now,
-        filename=filename,
-        purpose="batch_output",
-        expires_at=None if batch.output_ttl_s is None else now + batch.output_ttl_s,
-        tenant=batch.tenant,
-    )
-
-
-def _while_locked(chunks: Iterable[bytes], lock: Lock) -> Iterator[bytes]:
-    """The chunks, with the lock kept however long it takes to be rid of them."""
-    renewed = monotonic()
-    for chunk in chunks:
-        if monotonic() - renewed > RENEW_S:
-            _renew(lock)
-            renewed = monotonic()
-        yield chunk
-
-
-def _scratch(backend: Backend) -> Path:
-    """A folder for temporary files that may become as large as a batch's files."""
-    backend.settings.data_dir.mkdir(parents=True, exist_ok=True)
-    return backend.settings.data_dir
 
 
 def _clean(backend: Backend, batch: Batch) -> None:
@@ -272,18 +297,34 @@ def _clean(backend: Backend, batch: Batch) -> None:
         return
     if batch.kind == "job":
         backend.job_blobs.delete(batch.input_blob)
+        backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)
+        for part in ("output", "error"):
+            backend.job_blobs.keep(batch.segment_blob(0, part), backend.settings.job_ttl_s)
     else:
         # If a crash of Redis took the end back, the batch would be ended again, from segments that are gone.
         backend.store.make_durable()
         announce(backend, batch)
-        for key in backend.blobs.list(f"segments/{batch.id}"):
+        _delete_segments(backend, batch)
+        _settle(backend, batch)
+    # Before it is forgotten: whoever dies here leaves it to the next to clean. What has been opened again holds anew.
+    if backend.store.batch(batch.id).generation == batch.generation:
+        backend.quotas.give_back(batch.tenant, batch.id)
+    backend.shards.drop(batch)
+
+
+def _delete_segments(backend: Backend, batch: Batch) -> None:
+    """Also what a process that died has left of earlier generations. Later ones are not this one's business."""
+    for generation in range(batch.generation + 1):
+        earlier = replace(batch, generation=generation)
+        for key in backend.blobs.list(earlier.segments_folder):
             backend.blobs.delete(key)
-        backend.blobs.delete(batch.arranged_blob)
-    backend.shards.drop(batch.id)
-    if batch.kind == "job":
-        backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)
-        for part in ("output", "error"):
-            backend.job_blobs.keep(batch.segment_blob(0, part), backend.settings.job_ttl_s)
-    # Before it is forgotten: whoever dies here leaves it to the next to clean.
-    backend.quotas.give_back(batch.tenant, batch.id)
-    backend.store.forget_active(batch.id)
+        _drop_copy(backend, earlier)
+    forget_lists(backend, batch)
+
+
+def _settle(backend: Backend, batch: Batch) -> None:
+    """Charge the batch for what it has used, and learn from it for the estimates of others."""
+    backend.store.learn_answer_tokens(batch)
+    for progress in progress_of(backend.store, [batch.id]):
+        if progress.status in ENDED:
+            backend.lineup.settle(progress)

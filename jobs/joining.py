@@ -15,7 +15,8 @@ from .backend import Backend
 from .errors import BlobMissing, Conflict, UserError
 from .records import DEFAULT_TENANT, File
 from .store import FILE_EXPIRY, SEQUENCE, _text, file_fields, file_key, file_list, no_room, stored_key
-from .submit import checked_start, file_ttl_s
+from .streams import checked_start
+from .submit import file_ttl_s
 from .tenants import TENANTS, limit_field
 from .uploads import LIFE_S, UPLOADS, Upload, drop_parts, find_upload, part_blob, part_sizes, upload_key
 

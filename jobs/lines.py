@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .ids import passing_id
-from .records import Batch, Line, LineResult, Shard, Usage
+from .records import Batch, Line, LineError, LineResult, Shard, Usage
 
 if TYPE_CHECKING:
     from .blobs import Blobs
@@ -84,19 +84,23 @@ def answered(line: Line, body: dict[str, Any], usage: Usage) -> LineResult:
 
 def refused(line: Line, error: UserError) -> LineResult:
     """A line whose request cannot be served: an HTTP failure in the error file."""
-    return _responded(line, error.status, error.body(), "failed", Usage())
+    why = LineError(code=error.code or str(error.status), message=error.message, param=error.param)
+    return _responded(line, error.status, error.body(), "failed", Usage(), why)
 
 
-def _responded(line: Line, status: int, body: dict[str, Any], outcome: Any, usage: Usage) -> LineResult:
+def _responded(
+    line: Line, status: int, body: dict[str, Any], outcome: Any, usage: Usage, why: LineError | None = None
+) -> LineResult:
     response = {"status_code": status, "request_id": passing_id("req_"), "body": body}
-    return LineResult(index=line.index, outcome=outcome, data=_output(line, response, None), usage=usage)
+    return LineResult(index=line.index, outcome=outcome, data=_output(line, response, None), usage=usage, error=why)
 
 
 def never_ran(line: Line, code: str) -> LineResult:
     """A line that did not come to an answer: those that are `UNRUN` count as neither completed nor failed."""
     error = {"code": code, "message": ERROR_TEXTS[code]}
     outcome: Any = "unrun" if code in UNRUN else "failed"
-    return LineResult(index=line.index, outcome=outcome, data=_output(line, None, error))
+    why = LineError(**error) if outcome == "failed" else None
+    return LineResult(index=line.index, outcome=outcome, data=_output(line, None, error), error=why)
 
 
 def _output(line: Line, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:

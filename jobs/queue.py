@@ -34,7 +34,12 @@ def rq_queue(redis: Redis, name: str) -> Queue:
 
 
 def enqueue_shards(redis: Redis, kind: BatchKind, batch_id: str, shards: Iterable[int]) -> None:
-    """Queue shards for the workers, in order, in one round trip."""
+    """Queue shards of one batch for the workers, in order, in one round trip."""
+    enqueue(redis, kind, [(batch_id, shard) for shard in shards])
+
+
+def enqueue(redis: Redis, kind: BatchKind, shards: Iterable[tuple[str, int]]) -> None:
+    """Queue shards, as (batch, shard), for the workers, in order, in one round trip."""
     queue = rq_queue(redis, QUEUE_OF[kind])
     queue.enqueue_many(
         [
@@ -47,23 +52,33 @@ def enqueue_shards(redis: Redis, kind: BatchKind, batch_id: str, shards: Iterabl
                 failure_ttl=FAILURE_TTL_S,
                 description=f"{batch_id} shard {shard}",
             )
-            for shard in shards
+            for batch_id, shard in shards
         ]
     )
 
 
+def queue_length(redis: Redis, kind: BatchKind) -> int:
+    """How many shards wait in RQ now."""
+    return int(redis.llen(rq_queue(redis, QUEUE_OF[kind]).key))
+
+
 def queued_job_ids(redis: Redis, kind: BatchKind) -> set[str]:
-    """What waits in RQ now: bounded by the batches' feeding windows."""
+    """What waits in RQ now."""
     return set(rq_queue(redis, QUEUE_OF[kind]).get_job_ids())
 
 
 def forget_shards(redis: Redis, kind: BatchKind, batch_id: str, shards: Iterable[int]) -> None:
-    """Take shards out of RQ wherever they are, so that they can be queued afresh or never.
+    """Take shards of one batch out of RQ wherever they are, so that they can be queued afresh or never."""
+    forget(redis, kind, [(batch_id, shard) for shard in shards])
+
+
+def forget(redis: Redis, kind: BatchKind, shards: Iterable[tuple[str, int]]) -> None:
+    """Take shards, as (batch, shard), out of RQ wherever they are.
 
     Not by `Job.delete`: that raises where a dead worker's execution has expired but is still named by a registry.
     """
     queue = rq_queue(redis, QUEUE_OF[kind])
-    jobs = [Job(rq_job_id(batch_id, shard), connection=redis, serializer=JSONSerializer) for shard in shards]
+    jobs = [Job(rq_job_id(*shard), connection=redis, serializer=JSONSerializer) for shard in shards]
     pipe = redis.pipeline(transaction=False)
     for job in jobs:
         pipe.zrange(job.execution_registry.key, 0, -1)

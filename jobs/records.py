@@ -1,7 +1,7 @@
 """The things the store keeps: files, batches, shards, lines and their results.
 
 Plain frozen values. They know neither Redis nor HTTP; `store.py` writes them down, `api/` shows them.
-A batch moves only along `MOVES`.
+A batch moves only along `MOVES`; a retry opens an ended one again, as its next generation (`retry.py`).
 """
 
 from __future__ import annotations
@@ -88,14 +88,38 @@ class BatchError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LineError:
+    """Why a line failed, in OpenAI's fields."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorCount:
+    """So many lines failed alike: with one code, at one parameter. `message` is the first one's."""
+
+    code: str
+    param: str | None
+    message: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """A batch, or a native job (`kind` "job": a batch of one line whose blobs lie in Redis).
 
     `times` maps a status' timestamp field (`in_progress_at`, …) to Unix seconds. `closing` says why a batch is being
-    wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice
-    writes the same files; they are shown only once the files exist. An `arranged` batch is run in another order than
-    the file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first.
-    Result files expire `output_ttl_s` after they are made; None: never. `event_id` names the event of its end.
+    wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice writes
+    the same files; they are shown only once the files exist. An `arranged` batch is run in another order than the
+    file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first. A
+    `strict` one is to fail at once if its window is too short for it; of a `paused` one nothing new is begun. One that
+    was opened again after its end is of a later `generation`, and had used `earlier_tokens` by then; lines of it that
+    did not run are left as they are, for the reason `closed_before`, where they were not asked for again. Result files
+    expire `output_ttl_s` after they are made; None: never. `event_id` names the event of its end. Where it is made
+    of an object in S3, `input_url` and `input_etag` say which, and `input_file_id` is the file that becomes of it;
+    `output_prefix` is where its results are wanted too, and `delivery_error` why they are not there.
     """
 
     id: str
@@ -121,8 +145,19 @@ class Batch:
     arranged: bool = False
     tenant: str = DEFAULT_TENANT
     priority: int = 0
+    strict: bool = False
+    paused: bool = False
+    estimated_tokens: int = 0
+    earlier_tokens: int = 0
+    closed_before: Closing | None = None
+    generation: int = 0
+    common_errors: tuple[ErrorCount, ...] = ()
     output_ttl_s: int | None = None
     event_id: str | None = None
+    input_url: str | None = None
+    input_etag: str | None = None
+    output_prefix: str | None = None
+    delivery_error: str | None = None
 
     @property
     def input_blob(self) -> str:
@@ -131,7 +166,17 @@ class Batch:
     @property
     def arranged_blob(self) -> str:
         """Where the lines of an arranged batch lie in the order in which they are run."""
-        return f"arranged/{self.id}"
+        return f"arranged/{self.name}"
+
+    @property
+    def order_blob(self) -> str:
+        """The places in the file of the lines of an arranged batch, in the order in which they are run."""
+        return f"{self.arranged_blob}.order"
+
+    @property
+    def index_blob(self) -> str:
+        """Where each line lies in the files of an ended batch (`line_index.py`)."""
+        return f"files/{self.output_file_id or self.error_file_id}.index"
 
     @property
     def lines_blob(self) -> str:
@@ -140,10 +185,19 @@ class Batch:
 
     def segment_blob(self, shard: int, part: Literal["output", "error"]) -> str:
         """Where the sealed results of one shard lie until the batch's files are joined."""
-        folder = "jobs" if self.kind == "job" else "segments"
         # In another order shards are other lines: no late writer may take one for the other.
         order = "arranged-" if self.arranged else ""
-        return f"{folder}/{self.id}/{order}{shard:08d}.{part}"
+        return f"{self.segments_folder}/{order}{shard:08d}.{part}"
+
+    @property
+    def segments_folder(self) -> str:
+        folder = "jobs" if self.kind == "job" else "segments"
+        return f"{folder}/{self.name}"
+
+    @property
+    def name(self) -> str:
+        """The id, and the generation if it is not the first: it keeps apart what belongs to different ones."""
+        return f"{self.id}.{self.generation}" if self.generation else self.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,12 +226,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineResult:
-    """How one line ended: `data` is its line of the output or error file, without the newline."""
+    """How one line ended: `data` is its line of the output or error file, without the newline. One that failed has an
+    `error`, which is counted.
+    """
 
     index: int
     outcome: Outcome
     data: bytes
     usage: Usage = field(default_factory=Usage)
+    error: LineError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,10 +264,24 @@ class ShardCommit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """The sizes in bytes of a sealed shard's two parts; a part of size 0 has no blob."""
+    """The sizes in bytes of a sealed shard's two parts; a part of size 0 has no blob.
+
+    `errors` says which lines are in the error part where there are both: bit i for the i-th; None where a
+    worker sealed it that did not note them yet.
+    """
 
     output: int
     error: int
+    errors: int | None = None
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether it is known which line is in which part."""
+        return not (self.output and self.error) or self.errors is not None
+
+    def is_error(self, line: int) -> bool:
+        """Whether the `line`-th of a mapped segment is in the error part."""
+        return bool(self.errors >> line & 1) if self.errors is not None else not self.output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,12 +319,24 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """A model that a live worker serves. `worker` is the name of the worker that said so."""
+    """A model that a live worker serves. `worker` is the name of the worker that said so.
+
+    `tokens_per_s` is what it does while it is busy, prompts and answers together; 0 as long as it has measured nothing.
+    """
 
     id: str
     max_model_len: int
     created: int
     worker: str
+    tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What the live workers do together; 0 tokens a second is unknown."""
+
+    tokens_per_s: float
+    num_workers: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

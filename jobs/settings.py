@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,12 @@ class Settings(BaseSettings):
         description="Where files and results lie: file:///path, s3://bucket/prefix or redis:. "
         "Unset: disk, in the data folder.",
     )
+    s3_inputs: str | None = Field(
+        None, description="Where batches may take their input from: bucket or bucket/folder, comma between several."
+    )
+    s3_outputs: str | None = Field(
+        None, description="Where batches may put their results: bucket or bucket/folder, comma between several."
+    )
     host: str = Field("127.0.0.1", description="Address that the API listens on.")
     port: int = Field(8000, ge=1, le=65535, description="Port that the API listens on.")
     auth: Literal["auto", "required", "off"] = Field(
@@ -59,7 +66,7 @@ class Settings(BaseSettings):
     )
 
     shard_lines: int = Field(64, ge=1, description="Most lines in one shard, the unit that a worker claims.")
-    feed_window: int = Field(64, ge=1, description="Most shards of one batch waiting in RQ at a time.")
+    feed_window: int = Field(64, ge=1, description="Most shards of batches that wait in RQ for each live worker.")
     lease_s: float = Field(30.0, ge=1, description="Seconds after which a silent worker's shards go to others.")
     max_attempts: int = Field(
         10,
@@ -123,6 +130,19 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("s3_inputs", "s3_outputs")
+    @classmethod
+    def _whole_places(cls, value: str | None) -> str | None:
+        for place in cls.places(value):
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]+(/[^/]+)*", place):
+                raise ValueError(f"{place!r} is not bucket or bucket/folder")
+        return value
+
+    @staticmethod
+    def places(value: str | None) -> tuple[str, ...]:
+        """The single places of a setting that lists several."""
+        return tuple(place.strip().rstrip("/") for place in value.split(",")) if value else ()
 
     @property
     def model_name(self) -> str:

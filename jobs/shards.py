@@ -16,17 +16,34 @@ from typing import Any, Literal
 from redis.client import Pipeline
 
 from .ids import owner_id
-from .records import BatchStatus, Claim, Closing, LineResult, Outcome, Segment, Shard, ShardCommit
-from .store import Store, _text, batch_key
+from .records import (
+    Batch,
+    BatchStatus,
+    Claim,
+    Closing,
+    Counts,
+    ErrorCount,
+    LineError,
+    LineResult,
+    Outcome,
+    Segment,
+    Shard,
+    ShardCommit,
+)
+from .store import ACTIVE, CARE, Store, _text, batch_key
 
 CommitReply = Literal["ok", "complete", "lost"]
 SealReply = Literal["ok", "last", "lost"]
 CODES: dict[Outcome, str] = {"succeeded": "s", "failed": "f", "unrun": "u"}
 DRAFT_TTL_S = 3600
+KEPT_SHARD = 99_999_999  # Beyond all others, however they are cut.
+MANY = 2**31
+ERROR_KINDS = 32  # So many kinds of errors are told apart in one batch.
+MAX_PARAM, MAX_MESSAGE = 64, 300
 _PARTS = ("shards", "waiting", "queued", "leased", "owners", "attempts", "sealed")
 
 
-def _keys(batch_id: str, *parts: str) -> list[str]:
+def shard_keys(batch_id: str, *parts: str) -> list[str]:
     base = batch_key(batch_id)
     return [base if part == "batch" else f"{base}:{part}" for part in parts]
 
@@ -37,9 +54,17 @@ class Tended:
 
     status: BatchStatus
     closing: Closing | None
-    expires_at: int
     back: tuple[int, ...]
     spent: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Results of an earlier generation that stay as they are: their segment, if there are any, and their counters."""
+
+    segment: Segment | None
+    counts: Counts
+    errors: tuple[ErrorCount, ...]
 
 
 class Shards:
@@ -52,10 +77,21 @@ class Shards:
 
     # Before they run
 
-    def begin(self, batch_id: str, shards: Sequence[Shard], *, model: str, total: int, arranged: bool = False) -> bool:
+    def begin(
+        self,
+        batch_id: str,
+        shards: Sequence[Shard],
+        *,
+        model: str,
+        total: int,
+        arranged: bool = False,
+        estimated_tokens: int = 0,
+        generation: int = 0,
+        kept: Kept | None = None,
+    ) -> bool:
         """Write down a validated batch\'s shards and let it run. A second time changes nothing, and says False."""
         draft = owner_id()
-        shards_draft, waiting_draft = _keys(batch_id, f"shards:{draft}", f"waiting:{draft}")
+        shards_draft, waiting_draft = shard_keys(batch_id, f"shards:{draft}", f"waiting:{draft}")
         pipe = self.redis.pipeline(transaction=True)  # Drafts without their expiry would stay for ever.
         for start in range(0, len(shards), 1000):
             part = shards[start : start + 1000]
@@ -65,53 +101,67 @@ class Shards:
         pipe.expire(shards_draft, DRAFT_TTL_S)
         pipe.expire(waiting_draft, DRAFT_TTL_S)
         pipe.execute()
-        keys = [*_keys(batch_id, "batch", "shards", "waiting"), shards_draft, waiting_draft]
-        reply = self.scripts["begin"](keys=keys, args=[int(time.time()), total, len(shards), model, int(arranged)])
-        return reply is not None
+        keys = [*shard_keys(batch_id, "batch", "shards", "waiting", "sealed"), shards_draft, waiting_draft]
+        num_shards = len(shards) + (kept is not None and kept.segment is not None)
+        lines_per_shard = sum(shard.num_lines for shard in shards) / len(shards)
+        args: list[Any] = [int(time.time()), total, num_shards, model, int(arranged), estimated_tokens]
+        args += [lines_per_shard, generation, *(_kept_args(kept) if kept else ())]
+        return self.scripts["begin"](keys=keys, args=args) is not None
 
     def feed(self, batch_ids: Sequence[str], window: int) -> list[list[int]]:
         """Move waiting shards to queued until `window` of a batch are queued; the caller puts them into RQ."""
+        return self._feed([(batch_id, window, window) for batch_id in batch_ids])
+
+    def draw(self, wanted: Iterable[tuple[str, int]]) -> list[list[int]]:
+        """Move so many waiting shards of each batch to queued, if there are any; the caller puts them into RQ."""
+        return self._feed([(batch_id, MANY, number) for batch_id, number in wanted])
+
+    def _feed(self, wanted: Iterable[tuple[str, int, int]]) -> list[list[int]]:
         pipe = self.redis.pipeline(transaction=False)
-        for batch_id in batch_ids:
-            self._run("feed", pipe, _keys(batch_id, "batch", "waiting", "queued"), [window])
+        for batch_id, most_queued, number in wanted:
+            self._run("feed", pipe, shard_keys(batch_id, "batch", "waiting", "queued"), [most_queued, number])
         return [[int(raw) for raw in reply] for reply in pipe.execute()]
 
     def tend(self, batch_ids: Sequence[str], max_attempts: int) -> list[Tended | None]:
         """Put shards with a lapsed lease back in line, and say how the batches stand; None where there is none."""
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in batch_ids:
-            self._run("tend", pipe, _keys(batch_id, "batch", "waiting", "leased", "owners", "attempts"), [max_attempts])
+            self._run(
+                "tend", pipe, shard_keys(batch_id, "batch", "waiting", "leased", "owners", "attempts"), [max_attempts]
+            )
         return [None if reply is None else _tended(*reply) for reply in pipe.execute()]
 
     def queued(self, batch_ids: Sequence[str]) -> list[list[int]]:
         """Shards that were fed and have not been claimed since."""
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in batch_ids:
-            pipe.zrange(_keys(batch_id, "queued")[0], 0, -1)
+            pipe.zrange(shard_keys(batch_id, "queued")[0], 0, -1)
         return [[int(raw) for raw in reply] for reply in pipe.execute()]
 
     def requeue(self, batch_id: str, lost: Iterable[int]) -> list[int]:
         """Put queued shards that RQ has lost back in line; those that were claimed meanwhile stay where they are."""
-        return [int(raw) for raw in self.scripts["requeue"](keys=_keys(batch_id, "waiting", "queued"), args=[*lost])]
+        return [
+            int(raw) for raw in self.scripts["requeue"](keys=shard_keys(batch_id, "waiting", "queued"), args=[*lost])
+        ]
 
     def num_leased(self, batch_id: str) -> int:
         """How many shards workers have in hand."""
-        (key,) = _keys(batch_id, "leased")
+        (key,) = shard_keys(batch_id, "leased")
         return int(self.redis.zcard(key))
 
     def unsealed(self, batch_id: str) -> list[int]:
         """Shards that are not in the blob store yet, in order."""
-        geometry, sealed = _keys(batch_id, "shards", "sealed")
+        geometry, sealed = shard_keys(batch_id, "shards", "sealed")
         return sorted({int(raw) for raw in self.redis.hkeys(geometry)} - {int(r) for r in self.redis.hkeys(sealed)})
 
     def attempts(self, batch_id: str) -> dict[int, int]:
         """Claims of each shard since it last finished a line."""
-        (key,) = _keys(batch_id, "attempts")
+        (key,) = shard_keys(batch_id, "attempts")
         return {int(shard): int(count) for shard, count in self.redis.hgetall(key).items()}
 
     def attempts_of(self, batch_id: str, shard: int) -> int:
         """Claims of one shard since it last finished a line."""
-        (key,) = _keys(batch_id, "attempts")
+        (key,) = shard_keys(batch_id, "attempts")
         return int(self.redis.hget(key, str(shard)) or 0)
 
     # While they run
@@ -122,18 +172,20 @@ class Shards:
         `winding_up` claims for filling in what never ran, whatever the batch's status.
         """
         keys = [
-            *_keys(batch_id, "batch", "shards", "waiting", "queued", "leased", "owners", "attempts", "sealed"),
-            *_keys(batch_id, f"spool:{shard}"),
+            *shard_keys(batch_id, "batch", "shards", "waiting", "queued", "leased", "owners", "attempts", "sealed"),
+            *shard_keys(batch_id, f"spool:{shard}"),
         ]
         args: list[Any] = [shard, owner, lease_s, int(winding_up)]
         reply = self.scripts["claim"](keys=keys, args=args)
         if reply is None:
             return None
-        geometry, attempts, done = reply
-        first_line, num_lines, offset, size = (int(part) for part in geometry.split(b":"))
+        geometry, attempts, done, generation = reply
+        batch = self.store.batch(batch_id)
+        if batch.generation != int(generation):
+            return None  # It has ended and was opened again since: the claim is void, and the shard another one.
         return Claim(
-            batch=self.store.batch(batch_id),
-            shard=Shard(index=shard, first_line=first_line, num_lines=num_lines, offset=offset, size=size),
+            batch=batch,
+            shard=parse_shard(shard, geometry),
             owner=owner,
             done=frozenset(int(index) for index in done),
             attempts=int(attempts),
@@ -143,13 +195,13 @@ class Shards:
         """Renew leases. False where the shard is no longer the caller's, or no longer to be run."""
         pipe = self.redis.pipeline(transaction=False)
         for claim in claims:
-            keys = _keys(claim.batch.id, "batch", "leased", "owners")
+            keys = shard_keys(claim.batch.id, "batch", "leased", "owners")
             self._run("hold", pipe, keys, [claim.shard.index, claim.owner, lease_s])
         return [reply == 1 for reply in pipe.execute()]
 
     def release(self, claim: Claim, *, count_attempt: bool) -> bool:
         """Hand a shard back unfinished; what was committed stays. False if it was lost already."""
-        keys = _keys(claim.batch.id, "waiting", "leased", "owners", "attempts")
+        keys = shard_keys(claim.batch.id, "waiting", "leased", "owners", "attempts")
         args: list[Any] = [claim.shard.index, claim.owner, int(count_attempt)]
         return bool(self.scripts["release"](keys=keys, args=args))
 
@@ -157,8 +209,8 @@ class Shards:
         """Write results, in one round trip."""
         pipe = self.redis.pipeline(transaction=False)
         for commit in commits:
-            keys = _keys(commit.batch_id, "batch", "owners", f"spool:{commit.shard}", "attempts")
-            args: list[Any] = [commit.shard, commit.owner, commit.num_lines]
+            keys = shard_keys(commit.batch_id, "batch", "owners", f"spool:{commit.shard}", "attempts")
+            args: list[Any] = [commit.shard, commit.owner, commit.num_lines, ERROR_KINDS]
             for result in commit.results:
                 args += _line_args(result)
             self._run("commit", pipe, keys, args)
@@ -168,7 +220,7 @@ class Shards:
 
     def spool(self, batch_id: str, shard: int) -> list[tuple[int, str, bytes]]:
         """The committed lines of a shard in input order, as (index, outcome code, data)."""
-        (key,) = _keys(batch_id, f"spool:{shard}")
+        (key,) = shard_keys(batch_id, f"spool:{shard}")
         spool: dict[Any, Any] = self.redis.hgetall(key)
         lines = sorted((int(index), value) for index, value in spool.items())
         return [(index, value[:1].decode(), value[1:]) for index, value in lines]
@@ -176,34 +228,72 @@ class Shards:
     def seal(self, claim: Claim, segment: Segment) -> SealReply:
         """Note that the shard's segment is in the blob store, and drop the spool."""
         shard = claim.shard
-        keys = _keys(claim.batch.id, "batch", "leased", "owners", "attempts", "sealed", f"spool:{shard.index}")
-        sizes = f"{segment.output}:{segment.error}"
-        args: list[Any] = [shard.index, claim.owner, shard.num_lines, sizes, int(time.time())]
+        keys = shard_keys(claim.batch.id, "batch", "leased", "owners", "attempts", "sealed", f"spool:{shard.index}")
+        args: list[Any] = [shard.index, claim.owner, shard.num_lines, _segment_text(segment), int(time.time())]
         return _text(self.scripts["seal"](keys=keys, args=args))  # type: ignore[return-value]
 
     def segments(self, batch_id: str) -> list[tuple[int, Segment]]:
         """The sealed shards, in input order."""
-        (key,) = _keys(batch_id, "sealed")
+        (key,) = shard_keys(batch_id, "sealed")
         raw: dict[Any, Any] = self.redis.hgetall(key)
-        sealed = sorted((int(index), value.split(b":")) for index, value in raw.items())
-        return [(index, Segment(output=int(output), error=int(error))) for index, (output, error) in sealed]
+        return [(index, parse_segment(value)) for index, value in sorted((int(key), raw[key]) for key in raw)]
 
-    def drop(self, batch_id: str) -> None:
-        """Forget the shards of an ended batch."""
-        self.redis.delete(*_keys(batch_id, *_PARTS))
+    def geometry(self, batch_id: str) -> dict[int, Shard]:
+        """All shards of a batch by their index."""
+        (key,) = shard_keys(batch_id, "shards")
+        raw: dict[Any, Any] = self.redis.hgetall(key)
+        return {int(index): parse_shard(int(index), value) for index, value in raw.items()}
+
+    def drop(self, batch: Batch) -> bool:
+        """Forget the shards of an ended batch, and that it needs care. False if it has been opened again."""
+        keys = [*shard_keys(batch.id, "batch"), ACTIVE[batch.kind], CARE[batch.kind], *self.kept_keys(batch.id)]
+        return bool(self.scripts["drop"](keys=keys, args=[batch.id, batch.generation]))
+
+    def kept_keys(self, batch_id: str) -> list[str]:
+        """All that is kept of a batch's shards, but for their spools."""
+        return shard_keys(batch_id, *_PARTS)
 
     def _run(self, name: str, pipe: Pipeline, keys: list[str], args: list[Any]) -> None:
         self.scripts[name](keys=keys, args=args, client=pipe)
 
 
-def _tended(status: bytes, closing: bytes, expires_at: bytes, back: list[Any], spent: list[Any]) -> Tended:
+def parse_shard(index: int, geometry: bytes) -> Shard:
+    """A shard from what is kept of it."""
+    first_line, num_lines, offset, size = map(int, geometry.split(b":"))
+    return Shard(index=index, first_line=first_line, num_lines=num_lines, offset=offset, size=size)
+
+
+def parse_segment(raw: bytes) -> Segment:
+    """A segment from what is kept of it."""
+    output, error, *errors = raw.split(b":")
+    return Segment(output=int(output), error=int(error), errors=int(errors[0], 16) if errors else None)
+
+
+def _segment_text(segment: Segment) -> str:
+    errors = "" if segment.errors is None else f":{segment.errors:x}"
+    return f"{segment.output}:{segment.error}{errors}"
+
+
+def _tended(status: bytes, closing: bytes, back: list[Any], spent: list[Any]) -> Tended:
     return Tended(
         status=_text(status),  # type: ignore[arg-type]
         closing=_text(closing) or None,  # type: ignore[arg-type]
-        expires_at=int(expires_at),
         back=tuple(map(int, back)),
         spent=tuple(map(int, spent)),
     )
+
+
+def _kept_args(kept: Kept) -> tuple[Any, ...]:
+    segment, counts = kept.segment, kept.counts
+    counters: dict[str, Any] = {}
+    for place, error in enumerate(kept.errors):
+        kind, message = _error_args(LineError(code=error.code, message=error.message, param=error.param))
+        kind = kind if place < ERROR_KINDS else "other"
+        counters[f"error:{kind}:"] = counters.get(f"error:{kind}:", 0) + error.count
+        counters.setdefault(f"first-error:{kind}:", message)
+    sizes = f"{segment.output}:{segment.error}" if segment else ""
+    pairs = [part for pair in counters.items() for part in pair]
+    return (KEPT_SHARD, sizes, counts.completed, counts.failed, counts.unrun, len(counters) // 2, *pairs)
 
 
 def _line_args(result: LineResult) -> tuple[Any, ...]:
@@ -216,4 +306,14 @@ def _line_args(result: LineResult) -> tuple[Any, ...]:
         usage.output_tokens,
         usage.reasoning_tokens,
         result.data,
+        *_error_args(result.error),
     )
+
+
+def _error_args(error: LineError | None) -> tuple[str, str]:
+    """The kind of an error and its message, as short as a counter's name should be."""
+    if error is None:
+        return "", ""
+    kind = f"{error.code} {error.param or ''}"[:MAX_PARAM]
+    # Half of a surrogate pair has no place in Redis.
+    return kind.encode(errors="replace").decode(), error.message[:MAX_MESSAGE].encode(errors="replace").decode()

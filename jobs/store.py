@@ -12,8 +12,10 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | `pressrun:file-expiry` | file ids by the time they expire |
 | `pressrun:unfinished-files` | ids of files whose bytes are on their way, by the time they began |
 | `pressrun:active:batch`, `:job` | batches and jobs that have not ended, by deadline |
+| `pressrun:care:batch`, `:job` | the same, by the time at which housekeeping looks at them next |
 | `pressrun:{id}` | a batch: its fields, status and counters |
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
+| `pressrun:answer-tokens` | by model, how long answers were in the batches that ended last |
 """
 
 from __future__ import annotations
@@ -41,9 +43,11 @@ from .records import (
     BatchKind,
     BatchStatus,
     Counts,
+    ErrorCount,
     File,
     ModelCard,
     Page,
+    Speed,
     Tenant,
     Usage,
 )
@@ -51,8 +55,11 @@ from .tenants import TENANTS, Tenants, limit_field
 
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
+CARE: dict[BatchKind, str] = {"batch": "pressrun:care:batch", "job": "pressrun:care:job"}
+ANSWER_TOKENS = "pressrun:answer-tokens"
 FILE_EXPIRY, UNFINISHED, SEQUENCE = "pressrun:file-expiry", "pressrun:unfinished-files", "pressrun:sequence"
 MODEL_TTL_S = 30
+LEARN = 0.3  # The weight of the newest batch in how long answers are.
 DURABLE_WAIT_MS = 3000  # Less than the connection's own time-out of 5 s.
 
 
@@ -183,8 +190,9 @@ class Store:
         """Ids of the files that batches which have not ended are made of."""
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in self.active("batch"):
-            pipe.hget(batch_key(batch_id), "input_file_id")
-        return {_text(raw) for raw in pipe.execute() if raw}
+            # One that was opened again is also made of what it had come to before.
+            pipe.hmget(batch_key(batch_id), "input_file_id", "output_file_id", "error_file_id")
+        return {_text(raw) for found in pipe.execute() for raw in found if raw}
 
     def expired_files(self, now: float, limit: int = 1000) -> list[str]:
         """Ids of files whose time has come."""
@@ -206,6 +214,7 @@ class Store:
             pipe.zadd(_list(BATCHES, batch.tenant), {batch.id: place}, nx=True)
         # Last: what is found here runs.
         pipe.zadd(ACTIVE[batch.kind], {batch.id: batch.expires_at})
+        pipe.zadd(CARE[batch.kind], {batch.id: 0})
         is_new: bool = pipe.execute()[0] == 1
         if listed:
             self.make_durable()
@@ -232,19 +241,38 @@ class Store:
 
     def forget_active(self, batch_id: str) -> None:
         """An ended batch or job needs no more care."""
-        for key in ACTIVE.values():
+        for key in (*ACTIVE.values(), *CARE.values()):
             self.redis.zrem(key, batch_id)
 
-    def move(self, batch_id: str, to: BatchStatus, **fields: str) -> bool:
-        """Move a batch along `MOVES`, writing `fields` with it. False if it was in a status that forbids it.
+    def due_for_care(self, kind: BatchKind, most: int, interval_s: float) -> list[str]:
+        """Batches or jobs that nobody has looked at for the interval; now the caller does."""
+        return [_text(raw) for raw in self.scripts["due"](keys=[CARE[kind]], args=[most, interval_s])]
 
-        An end is an event, whose id is written in the same moment: whoever cares for the ended batch tells of it.
+    def look_at(self, *batch_ids: str) -> None:
+        """Have housekeeping look at batches next. Where this is lost, it does so in its turn."""
+        self.scripts["look"](keys=[CARE["batch"]], args=[*batch_ids])
+
+    def let_rest(self, until: Mapping[str, float]) -> None:
+        """Have nobody look at batches before the given times, unless `look_at` asks for it."""
+        if until:
+            self.scripts["rest"](keys=[CARE["batch"]], args=[part for pair in until.items() for part in pair])
+
+    def remember_care(self, kind: BatchKind) -> None:
+        """Look after all that are active: who made one may have died before it said so."""
+        self.redis.zunionstore(CARE[kind], {CARE[kind]: 1, ACTIVE[kind]: 0}, aggregate="MAX")
+
+    def move(self, batch_id: str, to: BatchStatus, *, generation: int | None = None, **fields: str) -> bool:
+        """Move a batch along `MOVES`, writing `fields` with it.
+
+        False if it was in a status that forbids it, or is not of the `generation` that is meant. An end is an event,
+        whose id is written in the same moment: whoever cares for the ended batch tells of it.
         """
         if to in ENDED:
             fields["event_id"] = new_id("evt_")
         origins = [origin for origin, allowed in MOVES.items() if to in allowed]
         pairs = [part for pair in fields.items() for part in pair]
-        args = [to, int(time.time()), ",".join(origins), *pairs]
+        meant = "" if generation is None else generation
+        args = [to, int(time.time()), ",".join(origins), meant, *pairs]
         was = self.scripts["move"](keys=[batch_key(batch_id)], args=args)
         if was is None:
             raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
@@ -257,16 +285,30 @@ class Store:
         """
         self.move(batch_id, "cancelling", closing="cancelled")
         batch = self.batch(batch_id)
+        if batch.kind == "batch" and batch.status not in ENDED:
+            self.look_at(batch_id)
         if batch.status in ENDED and batch.status != "cancelled":
             raise Conflict(f"Cannot cancel a {batch.kind} with status '{batch.status}'.")
         if batch.kind == "batch":
             self.make_durable()
         return batch
 
-    def fail(self, batch_id: str, errors: Iterable[BatchError], total: int, *, to: BatchStatus = "failed") -> None:
+    def fail(
+        self,
+        batch_id: str,
+        errors: Iterable[BatchError],
+        total: int,
+        *,
+        to: BatchStatus = "failed",
+        generation: int | None = None,
+    ) -> None:
         """End a batch whose input cannot be run."""
         text = json.dumps([asdict(error) for error in errors])
-        self.move(batch_id, to, errors=text, total=str(total))
+        self.move(batch_id, to, generation=generation, errors=text, total=str(total))
+
+    def retry_of(self, batch_id: str) -> str:
+        """Which lines a batch was opened again for, as `reopen.lua` has noted it."""
+        return _text(self.redis.hget(batch_key(batch_id), "retry") or "")
 
     def request_stats(self) -> dict[str, int]:
         """Numbers for /health: what is known and not yet ended."""
@@ -285,15 +327,39 @@ class Store:
     def models(self) -> list[ModelCard]:
         """One card for every model that a live worker serves."""
         cards: dict[str, ModelCard] = {}
+        for card in self._cards():
+            cards.setdefault(card.id, card)
+        return list(cards.values())
+
+    def speed(self) -> Speed:
+        """What the live workers do together; one that has measured nothing yet is taken to be like the others."""
+        rates = [card.tokens_per_s for card in self._cards()]
+        known = [rate for rate in rates if rate > 0]
+        return Speed(tokens_per_s=sum(known) / len(known) * len(rates) if known else 0.0, num_workers=len(rates))
+
+    def _cards(self) -> list[ModelCard]:
+        """The cards of live workers."""
+        cards = []
         now = self._now()
         for worker, raw in sorted(self.redis.hgetall(MODELS).items()):
             seen, fields = json.loads(raw)
             if seen < now - MODEL_TTL_S:
                 self.redis.hdel(MODELS, worker)
                 continue
-            card = ModelCard(**fields)
-            cards.setdefault(card.id, card)
-        return list(cards.values())
+            # A worker of a later version may say more.
+            cards.append(ModelCard(**{name: fields[name] for name in fields if name in ModelCard.__dataclass_fields__}))
+        return cards
+
+    def answer_tokens(self) -> dict[str, float]:
+        """How long answers are, by model: the mean of the batches that ended last."""
+        return {_text(model): float(mean) for model, mean in self.redis.hgetall(ANSWER_TOKENS).items()}
+
+    def learn_answer_tokens(self, batch: Batch) -> None:
+        """Remember how long the answers of an ended batch were: an estimate, so if two do so at once one may win."""
+        if batch.model and batch.counts.completed:
+            mean = batch.usage.output_tokens / batch.counts.completed
+            before = float(self.redis.hget(ANSWER_TOKENS, batch.model) or mean)
+            self.redis.hset(ANSWER_TOKENS, batch.model, f"{before + LEARN * (mean - before):.2f}")
 
     def _page(self, key: str, limit: int, newest_first: bool, after: str | None) -> list[str]:
         start: float | str = "+inf" if newest_first else "-inf"
@@ -310,6 +376,10 @@ class Store:
         """The time by Redis' clock, which is the same for all hosts."""
         seconds, micros = self.redis.time()
         return float(seconds) + micros / 1_000_000
+
+    def server_run(self) -> str:
+        """Names the life of the Redis process: another after a restart or a failover."""
+        return str(self.redis.info("server")["run_id"])
 
     def make_durable(self) -> None:
         """Wait until Redis has what was written on disk. A server that keeps no AOF promises only what it keeps."""
@@ -361,14 +431,20 @@ def _file(raw: Mapping[Any, Any]) -> File:
 
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
-    "reserved_error_id", "output_file_id", "error_file_id", "closing", "tenant", "event_id",
+    "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant", "event_id",
+    "input_url", "input_etag", "output_prefix", "delivery_error",
 )  # fmt: skip
+_CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before", "delivery_error")  # Empty is none.
+# What a version before this one has not written is 0 or false.
+_NUMBERS = (
+    "created_at", "expires_at", "num_shards", "priority", "estimated_tokens", "earlier_tokens", "generation",
+)  # fmt: skip
+_FLAGS = ("arranged", "strict", "paused")
 
 
 def _batch_fields(batch: Batch) -> dict[Any, Any]:
     fields: dict[Any, Any] = {name: getattr(batch, name) for name in _PLAIN if getattr(batch, name) is not None}
-    numbers = ("created_at", "expires_at", "num_shards", "priority")
-    fields |= {name: getattr(batch, name) for name in numbers}
+    fields |= {name: int(getattr(batch, name)) for name in (*_NUMBERS, *_FLAGS)}
     fields |= asdict(batch.counts) | asdict(batch.usage) | batch.times
     if batch.metadata is not None:
         fields["metadata"] = json.dumps(batch.metadata)
@@ -381,17 +457,28 @@ def _batch(raw: Mapping[Any, Any]) -> Batch:
     fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
     times = {name: int(value) for name, value in fields.items() if name.endswith("_at") and name != "expires_at"}
     times.pop("created_at")
+    numbers: dict[str, Any] = {name: int(fields.get(name, 0)) for name in _NUMBERS}
+    flags: dict[str, Any] = {name: fields.get(name) == "1" for name in _FLAGS}
     return Batch(
-        **{name: fields[name] for name in _PLAIN if name in fields},
-        created_at=int(fields["created_at"]),
-        expires_at=int(fields["expires_at"]),
-        num_shards=int(fields["num_shards"]),
-        priority=int(fields.get("priority", 0)),
+        **{name: fields[name] for name in _PLAIN if name in fields and (fields[name] or name not in _CLEARED)},
+        **numbers,
+        **flags,
         output_ttl_s=int(fields["output_ttl_s"]) if "output_ttl_s" in fields else None,
-        arranged=fields.get("arranged") == "1",
+        common_errors=_common_errors(fields),
         metadata=json.loads(fields["metadata"]) if "metadata" in fields else None,
         errors=tuple(BatchError(**error) for error in json.loads(fields.get("errors", "[]"))),
         counts=Counts(**{name: int(fields[name]) for name in Counts.__dataclass_fields__}),
         usage=Usage(**{name: int(fields[name]) for name in Usage.__dataclass_fields__}),
         times=times,
     )
+
+
+def _common_errors(fields: Mapping[str, str]) -> tuple[ErrorCount, ...]:
+    """What `commit.lua` has counted, commonest first: `error:{code} {param}:` and, as `first-error:…`, the message."""
+    counted = []
+    for name, count in fields.items():
+        if name.startswith("error:"):
+            code, _, param = name[len("error:") : -1].partition(" ")
+            message = fields.get(f"first-{name}", "")
+            counted.append(ErrorCount(code=code, param=param or None, message=message, count=int(count)))
+    return tuple(sorted(counted, key=lambda error: (-error.count, error.code, error.param or "")))

@@ -8,21 +8,24 @@ nothing of HTTP.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from . import ids
 from .backend import Backend
 from .errors import BlobMissing, NotFound, UserError
-from .estimate import estimate_tokens
+from .estimates import asked_tokens
 from .invalid import invalid_type, whole_text
+from .packing import unpacked
+from .places import SCHEME, check_prefix, find_input
 from .queue import enqueue_shards
 from .records import DEFAULT_TENANT, ENDED, ENDPOINTS, Batch, Counts, File, Shard
 from .requests import parse_body
 from .settings import Settings
-from .validation import parse_object
+from .streams import at_most, checked_start, too_large
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 JOB_WINDOW = "24h"
@@ -45,14 +48,19 @@ def create_file(
 ) -> File:
     """Store an upload, durable when this returns.
 
-    A batch file must be called .jsonl, hold something, and begin with a JSON object.
+    A batch file must hold something and begin with a JSON object, once it is unpacked.
     """
     settings = backend.settings
-    check_purpose(purpose, filename)
+    check_known(purpose)
     check_expiry(expires_after_s, "expires_after.seconds")
     limit = settings.max_file_bytes
-    chunks = at_most(chunks, limit, f"The file is larger than {limit} bytes (PRESSRUN_MAX_FILE_BYTES).", "file")
+    chunks = at_most(chunks, limit, too_large(limit, "PRESSRUN_MAX_FILE_BYTES"), "file")
     if purpose == "batch":
+        sent_as = filename
+        filename, chunks = unpacked(filename, chunks)
+        if filename != sent_as:
+            limit = settings.max_batch_bytes
+            chunks = at_most(chunks, limit, too_large(limit, "PRESSRUN_MAX_BATCH_BYTES"), "file")
         chunks = checked_start(chunks, settings.max_line_bytes)
     now, file_id = int(time.time()), file_id or ids.file_id()
     ttl = file_ttl_s(settings, purpose, expires_after_s)
@@ -81,10 +89,15 @@ def create_file(
 
 def check_purpose(purpose: str, filename: str, *, name: str = "file") -> None:
     """One of `PURPOSES`; a batch file must be called .jsonl. `name` is the parameter that names the file."""
-    if purpose not in PURPOSES:
-        raise _bad_value("purpose", purpose, PURPOSES)
+    check_known(purpose)
     if purpose == "batch" and not filename.endswith(".jsonl"):
         raise UserError(f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'.", param=name)
+
+
+def check_known(purpose: str) -> None:
+    """One of `PURPOSES`."""
+    if purpose not in PURPOSES:
+        raise _bad_value("purpose", purpose, PURPOSES)
 
 
 def file_ttl_s(settings: Settings, purpose: str, expires_after_s: int | None) -> int | None:
@@ -113,7 +126,8 @@ def sweep_files(backend: Backend, expired: Iterable[str]) -> None:
     in_use = backend.store.inputs_in_use()
     for file_id in expired:
         if file_id not in in_use:
-            backend.blobs.delete(f"files/{file_id}")
+            for key in (f"files/{file_id}", f"files/{file_id}.index"):
+                backend.blobs.delete(key)
             backend.store.forget_file(file_id)
 
 
@@ -122,7 +136,7 @@ def sweep_broken_uploads(backend: Backend) -> None:
     for file_id in backend.store.broken_uploads(LONGEST_UPLOAD_S):
         backend.blobs.delete(f"files/{file_id}")
         backend.store.forget_file(file_id)
-    for folder in ("files", "arranged", "segments"):
+    for folder in ("files", "arranged", "segments", "retries"):
         backend.blobs.tidy(folder, LONGEST_UPLOAD_S)
 
 
@@ -134,26 +148,42 @@ def create_batch(
     completion_window: str,
     metadata: object = None,
     output_ttl_s: int | None = None,
+    priority: int = 0,
+    strict: bool = False,
+    output_prefix: str | None = None,
     tenant: str = DEFAULT_TENANT,
     batch_id: str | None = None,
 ) -> Batch:
-    """A new batch, durable when this returns. What is wrong with its lines shows in its status, not here."""
+    """A new batch, durable when this returns. What is wrong with its lines shows in its status, not here, and so does
+    a window that is too short for a `strict` one.
+
+    `input_file_id` may be the s3:// URL of an object, which becomes a file when the batch is validated.
+    """
     if endpoint not in ENDPOINTS:
         raise _bad_value("endpoint", endpoint, ENDPOINTS)
     window_s = parse_window(completion_window)
     tags = check_metadata(metadata)
     check_expiry(output_ttl_s, "output_expires_after.seconds")
-    file = _batch_input(backend, input_file_id, tenant)
+    input_url = input_file_id if input_file_id.startswith(SCHEME) else None
+    etag = None if input_url is None else find_input(backend, input_url)
+    file_id = _batch_input(backend, input_file_id, tenant).id if input_url is None else ids.file_id()
+    if output_prefix is not None:
+        check_prefix(backend, output_prefix)
     now = int(time.time())
     batch = Batch(
         id=batch_id or ids.batch_id(),
         kind="batch",
         endpoint=endpoint,
-        input_file_id=file.id,
+        input_file_id=file_id,
+        input_url=input_url,
+        input_etag=etag,
+        output_prefix=output_prefix,
         completion_window=completion_window,
         created_at=now,
         expires_at=now + window_s,
         metadata=tags,
+        priority=priority,
+        strict=strict,
         reserved_output_id=ids.file_id(),
         reserved_error_id=ids.file_id(),
         output_ttl_s=output_ttl_s,
@@ -194,7 +224,7 @@ def create_job(
         counts=Counts(total=1),
         tenant=tenant,
     )
-    backend.quotas.open_job(tenant, job_id, request.model, estimate_tokens(body))
+    backend.quotas.open_job(tenant, job_id, request.model, math.ceil(asked_tokens(url, body)))
     backend.job_blobs.put(job.input_blob, [line])
     if not backend.store.create_batch(job):
         return backend.store.batch(job_id)  # What its creator left undone, housekeeping does.
@@ -306,28 +336,3 @@ def _bad_value(param: str, value: str, allowed: Iterable[str]) -> UserError:
     names = ", ".join(f"'{name}'" for name in allowed)
     message = f"Invalid value: '{value}'. Supported values are: {names}."
     return UserError(message, param=param, code="invalid_value")
-
-
-def at_most(chunks: Iterable[bytes], limit: int, refusal: str, param: str) -> Iterator[bytes]:
-    """The same chunks; a UserError that says `refusal` once they are more than `limit` bytes."""
-    size = 0
-    for chunk in chunks:
-        size += len(chunk)
-        if size > limit:
-            raise UserError(refusal, param=param, code="file_too_large", status=413)
-        yield chunk
-
-
-def checked_start(chunks: Iterable[bytes], longest: int) -> Iterator[bytes]:
-    """Passes chunks on, once the first line that is not blank turned out to be a JSON object."""
-    stream, head = iter(chunks), b""
-    while b"\n" not in head.lstrip() and len(head) <= longest:
-        chunk = next(stream, None)
-        if chunk is None:
-            break
-        head += chunk
-    first = head.lstrip().split(b"\n", 1)[0]
-    if first and parse_object(first) is None:
-        raise UserError("Line 1 of the file is not a JSON object.", param="file", code="invalid_json_line")
-    yield head
-    yield from stream

@@ -23,7 +23,8 @@ from .backend import Backend
 from .errors import Conflict, NotFound, UserError
 from .records import DEFAULT_TENANT
 from .store import _text, file_key
-from .submit import at_most, check_expiry, check_purpose
+from .streams import at_most
+from .submit import check_expiry, check_purpose
 
 UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
 UPLOADS = "pressrun:uploads"

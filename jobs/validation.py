@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NoReturn
 
 from .arranging import Beginnings
 from .errors import BlobMissing, UserError
-from .estimate import estimate_tokens
+from .estimates import DEFAULT_ANSWER_TOKENS, asked_tokens, line_tokens
 from .lines import split_lines
 from .records import CHAT, Batch, BatchError, Shard
 from .settings import Settings
 
 MAX_ERRORS = 1000
+NUM_HEAPS = 64
 MAX_SHARD_BYTES = 4 * 2**20
 MAX_DEPTH = 200  # Of nested arrays and objects: far below what Python's parser takes, wherever it is called from.
 MAX_MESSAGE = 500
@@ -36,14 +38,18 @@ Reader = Callable[[], Iterable[bytes]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validated:
-    """What came of reading a batch's input; `num_tokens` is an estimate. With errors there is nothing to run."""
+    """What came of reading a batch's input; with errors there is nothing to run.
+
+    `estimated_tokens` is what it will use as far as is known, `asked_tokens` what it may use at most.
+    """
 
     errors: tuple[BatchError, ...]
     shards: tuple[Shard, ...]
     total: int
     model: str
-    num_tokens: int = 0
+    asked_tokens: int = 0
     arrangement: Arrangement | None = None
+    estimated_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,21 +61,51 @@ class Arrangement:
     shards: tuple[Shard, ...]
 
 
+class _Hashes:
+    """Eight bytes for each custom_id, in small heaps, so that they can be sorted one after another."""
+
+    def __init__(self) -> None:
+        self._heaps = [array("Q") for _ in range(NUM_HEAPS)]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._heaps))
+
+    def add(self, custom_id: str) -> None:
+        value = _hash(custom_id)
+        self._heaps[value % NUM_HEAPS].append(value)
+
+    def repeated(self) -> set[int]:
+        """Those that came more than once."""
+        return {one for heap in self._heaps for one, two in pairwise(sorted(heap)) if one == two}
+
+
 @dataclass(slots=True)
 class _Findings:
-    """What the pass over the file gathers."""
+    """What the pass over the file gathers. Of more errors than can be listed, the later ones are only counted."""
 
     errors: list[BatchError] = field(default_factory=list)
+    num_unlisted: int = 0
     shards: list[Shard] = field(default_factory=list)
-    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    hashes: _Hashes = field(default_factory=_Hashes)
     beginnings: Beginnings = field(default_factory=Beginnings)
     model: str | None = None
-    num_tokens: int = 0
+    asked_tokens: float = 0.0
+    tokens: float = 0.0
 
     def add(self, line: int | None, code: str, message: str, param: str | None = None) -> None:
+        if line is not None and len(self.errors) >= MAX_ERRORS:
+            self.num_unlisted += 1
+            return
         # What it quotes may be of any size, and half of a surrogate pair that no encoding can carry.
         message = message[:MAX_MESSAGE].encode(errors="backslashreplace").decode()
         self.errors.append(BatchError(code=code, message=message, line=line, param=param))
+
+    def listed(self) -> tuple[BatchError, ...]:
+        """The errors in the order of their lines, and how many are left out."""
+        ordered = sorted(self.errors, key=lambda error: error.line or 0)
+        more = self.num_unlisted + len(ordered[MAX_ERRORS:])
+        note = [BatchError(code="too_many_errors", message=f"{more} more errors are not listed.")] if more else []
+        return (*ordered[:MAX_ERRORS], *note)
 
 
 def validate(
@@ -78,29 +114,34 @@ def validate(
     *,
     models: set[str],
     settings: Settings,
+    answer_tokens: Mapping[str, float] | None = None,
 ) -> Validated:
-    """Check all lines of `batch`; `read` opens its input, `models` are served now."""
+    """Check all lines of `batch`; `read` opens its input, `models` are served now.
+
+    `answer_tokens` is how long a model's answers are, as far as is known: for the estimate of the batch's tokens.
+    """
     found, total = _Findings(), 0
     try:
-        total = _scan(batch, read(), models, settings, found)
+        total = _scan(batch, read(), models, settings, found, answer_tokens or {})
     except BlobMissing:
         found.add(None, "invalid_request", _no_file(batch), "file_id")
     except UserError as error:
         found.add(None, error.code or "invalid_request", error.message, error.param)
-    found.errors += _duplicates(read, found.hashes, settings)
+    for number, line in enumerate(_duplicates(read, found.hashes, settings)):
+        if number < MAX_ERRORS:  # They may stand before what the scan has found.
+            found.errors.append(BatchError(code="duplicate_custom_id", message=DUPLICATE, line=line, param="custom_id"))
+        else:
+            found.num_unlisted += 1
     if not total and not found.errors:
         found.add(None, "empty_file", "The input file holds no requests.")
-    found.errors.sort(key=lambda error: error.line or 0)
-    if len(found.errors) > MAX_ERRORS:
-        more = len(found.errors) - MAX_ERRORS
-        found.errors[MAX_ERRORS:] = [BatchError(code="too_many_errors", message=f"{more} more errors are not listed.")]
     return Validated(
-        errors=tuple(found.errors),
+        errors=found.listed(),
         shards=() if found.errors else tuple(found.shards),
         total=total,
         model=found.model or "",
-        num_tokens=found.num_tokens,
+        asked_tokens=math.ceil(found.asked_tokens),
         arrangement=None if found.errors else _arrangement(found.beginnings, settings),
+        estimated_tokens=int(found.tokens),
     )
 
 
@@ -129,6 +170,7 @@ def _scan(
     models: set[str],
     settings: Settings,
     found: _Findings,
+    answer_tokens: Mapping[str, float],
 ) -> int:
     total = first = start = 0
     for number, (offset, raw) in enumerate(split_lines(chunks, longest=settings.max_line_bytes), start=1):
@@ -143,7 +185,8 @@ def _scan(
             start = offset
         body = _check_line(batch, raw, number, models, settings, found)
         found.beginnings.add(offset, len(raw), body)
-        found.num_tokens += estimate_tokens(body)
+        found.asked_tokens += asked_tokens(batch.endpoint, body)
+        found.tokens += line_tokens(batch.endpoint, body, answer_tokens.get(found.model or "", DEFAULT_ANSWER_TOKENS))
         total += 1
         end = offset + len(raw)
     if total > first:
@@ -181,7 +224,7 @@ def _check_line(
 def _check_envelope(batch: Batch, line: dict[str, Any], number: int, found: _Findings) -> None:
     custom_id, method, url = line.get("custom_id"), line.get("method"), line.get("url")
     if isinstance(custom_id, str):
-        found.hashes.append(_hash(custom_id))
+        found.hashes.add(custom_id)
     elif custom_id is not None:
         found.add(number, "invalid_request", "custom_id must be a string.", "custom_id")
     if method is not None and method != "POST":
@@ -215,10 +258,9 @@ def _check_body(batch: Batch, body: dict[str, Any], number: int, models: set[str
         found.add(number, "invalid_request", "Messages parameter is required.", "body.messages")
 
 
-def _duplicates(read: Reader, hashes: array[int], settings: Settings) -> Iterator[BatchError]:
+def _duplicates(read: Reader, hashes: _Hashes, settings: Settings) -> Iterator[int]:
     """The second and later lines of every custom_id that comes more than once, among the lines that were scanned."""
-    ordered = sorted(hashes)
-    suspects = {one for one, two in pairwise(ordered) if one == two}
+    suspects = hashes.repeated()
     if not suspects:
         return
     seen: set[str] = set()
@@ -228,7 +270,7 @@ def _duplicates(read: Reader, hashes: array[int], settings: Settings) -> Iterato
         if not isinstance(custom_id, str):
             continue
         if custom_id in seen:
-            yield BatchError(code="duplicate_custom_id", message=DUPLICATE, line=number, param="custom_id")
+            yield number
         if _hash(custom_id) in suspects:
             seen.add(custom_id)
         left -= 1

@@ -1,7 +1,9 @@
-"""What keeps batches moving: validation, feeding, lapsed leases, winding up, ending, expiry, telling of ends.
+"""What keeps batches moving: validation, lapsed leases, winding up, ending, expiry, telling of ends (feeding.py feeds).
 
-Every worker runs a housekeeper; what two of them must not do at once is guarded by the store. It acts on what the
-store says now, so any of them may die at any time. Knows nothing of engines.
+Housekeepers share what there is to look at: each takes the batches that nobody has looked at for longest, a bounded
+number at a time, so that many batches make the rounds longer and no look dearer. Every worker runs a housekeeper; what
+two of them must not do at once is guarded by the store. It acts on what the store says now, so any of them may die at
+any time. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -10,24 +12,29 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event, Lock
 
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..jobs.backend import Backend
 from ..jobs.finish import end_batch, give_up_on, validate_batch, wind_up
+from ..jobs.progress import progress_of
 from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
 from ..jobs.submit import sweep_broken_uploads, sweep_files
 from ..jobs.uploads import sweep_uploads
 from .deliverer import Deliverer
+from .feeding import Feeder
 
 log = logging.getLogger(__name__)
 
 # Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
-FEED_S, CARE_S, JOBS_S, LOST_S, FILES_S, BROKEN_S, WEBHOOKS_S = 0.05, 0.2, 1.0, 5.0, 60.0, 3600.0, 0.5
+TICK_S, CARE_S, JOBS_S, LOST_S, FILES_S, BROKEN_S, WEBHOOKS_S = 0.05, 0.2, 1.0, 5.0, 60.0, 3600.0, 0.5
 RETRY_S = 1.0
+REST_S = 30.0  # A batch that nobody has in hand needs no care: who changes it asks for a look.
+MOST_BATCHES, MOST_JOBS = 100, 2000  # To look at in one tick.
 KINDS: tuple[BatchKind, ...] = ("batch", "job")
 Task = Callable[[Backend, str], None]
 
@@ -37,19 +44,21 @@ class Housekeeper:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self._feeder = Feeder(backend)
+        self._fed: set[str] = set()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="housekeeping")
         self._deliverer = Deliverer(backend)
         self._busy: set[str] = set()
         self._retry_at: dict[str, float] = {}
         self._later_lock = Lock()
         self._due: dict[str, float] = {}
-        self._feed_at = 0.0
+        self._more_at = 0.0
         self._missing_since: dict[tuple[str, int], float] = {}
 
     def run(self, stop: Event) -> None:
         """Tick until `stop` is set. A Redis that does not answer is asked again."""
         try:
-            while not stop.wait(FEED_S):
+            while not stop.wait(TICK_S):
                 try:
                     self.tick()
                 except RedisError as error:
@@ -65,18 +74,17 @@ class Housekeeper:
 
     def tick(self) -> None:
         """Do what is due."""
-        batches = self.backend.store.active("batch")
-        if self._is_due("care", CARE_S):
-            self._care(batches)
-        self._feed("batch", batches)
+        store = self.backend.store
+        self._care_for_batches(store.due_for_care("batch", MOST_BATCHES, CARE_S))
+        self._where_there_is_room(self._feed)
         if self._is_due("jobs", JOBS_S):
-            jobs = self.backend.store.active("job")
+            jobs = store.due_for_care("job", MOST_JOBS, JOBS_S / 2)
             self._care(jobs)
-            self._feed("job", jobs)
+            self._where_there_is_room(lambda: self._feed_jobs(jobs))
         if self._is_due("lost", min(LOST_S, self.backend.settings.lease_s / 4)):
             self._requeue_lost()
         if self._is_due("files", FILES_S):
-            sweep_files(self.backend, self.backend.store.expired_files(time.time()))
+            sweep_files(self.backend, store.expired_files(time.time()))
             self._later("uploads", _sweep_uploads)  # One may have thousands of parts.
         if self._is_due("broken", BROKEN_S):
             self._later("broken uploads", _sweep_broken_uploads)
@@ -90,27 +98,41 @@ class Housekeeper:
         self._due[name] = now + interval
         return True
 
-    def _feed(self, kind: BatchKind, batch_ids: list[str]) -> None:
-        """Put waiting shards into RQ. What `feed` gives is nobody else's until it is there, so this is the place to
-        clear away traces of an earlier run, such as the job of a worker that died.
-        """
-        if time.monotonic() < self._feed_at:
+    def _where_there_is_room(self, action: Callable[[], None]) -> None:
+        """Begin more work, or leave it for a moment while Redis' memory is full: what is in hand must go on then."""
+        if time.monotonic() < self._more_at:
             return
         try:
-            fed = self.backend.shards.feed(batch_ids, self.backend.settings.feed_window)
+            action()
         except OutOfMemoryError as error:
             log.warning("no work is queued: Redis' memory is full: %s", error)
-            self._feed_at = time.monotonic() + RETRY_S
-            return
-        for batch_id, shards in zip(batch_ids, fed, strict=True):
+            self._more_at = time.monotonic() + RETRY_S
+
+    def _feed(self) -> None:
+        self._fed |= set(self._feeder.feed())
+
+    def _feed_jobs(self, job_ids: list[str]) -> None:
+        """Put into RQ again what has come back in line; jobs wait for no turn."""
+        for job_id, shards in zip(job_ids, self.backend.shards.feed(job_ids, 1), strict=True):
             if shards:
-                forget_shards(self.backend.redis, kind, batch_id, shards)
-                enqueue_shards(self.backend.redis, kind, batch_id, shards)
+                forget_shards(self.backend.redis, "job", job_id, shards)
+                enqueue_shards(self.backend.redis, "job", job_id, shards)
+
+    def _care_for_batches(self, batch_ids: list[str]) -> None:
+        if not batch_ids:
+            return
+        self._care(batch_ids)
+        standing, now = progress_of(self.backend.store, batch_ids), time.time()
+        self._where_there_is_room(lambda: self.backend.lineup.note(standing))
+        self._fed |= {batch.id for batch in standing if batch.queued}
+        idle = (batch for batch in standing if batch.status == "in_progress" and not batch.queued + batch.leased)
+        self.backend.store.let_rest({batch.id: min(now + REST_S, batch.expires_at) for batch in idle})
 
     def _care(self, batch_ids: list[str]) -> None:
         tended = self.backend.shards.tend(batch_ids, self.backend.settings.max_attempts)
         for batch_id, batch in zip(batch_ids, tended, strict=True):
             if batch is None:
+                self.backend.lineup.forget(batch_id)
                 self.backend.store.forget_active(batch_id)
             else:
                 self._act(batch_id, batch)
@@ -118,10 +140,8 @@ class Housekeeper:
     def _act(self, batch_id: str, batch: Tended) -> None:
         if batch.back:
             log.warning("batch %s: %d shards lost their worker and are queued again", batch_id, len(batch.back))
-        if batch.status in ("validating", "in_progress") and batch.expires_at <= time.time():
-            self.backend.store.move(batch_id, "finalizing", closing="expired")
-        elif batch.status == "validating":
-            self._later(batch_id, validate_batch)
+        if batch.status == "validating":
+            self._later(batch_id, _validate)
         elif batch.closing is not None and batch.status not in ENDED:
             self._later(batch_id, _drop_and_wind_up)
         elif batch.status != "in_progress":
@@ -137,9 +157,11 @@ class Housekeeper:
         now = time.monotonic()
         missing: dict[tuple[str, int], float] = {}
         for kind in KINDS:
-            ids = self.backend.store.active(kind)
-            queued = zip(ids, self.backend.shards.queued(ids), strict=True)
-            keys = [(batch_id, shard) for batch_id, shards in queued for shard in shards]
+            self._where_there_is_room(partial(self.backend.store.remember_care, kind))
+            ids = sorted(self._fed) if kind == "batch" else self.backend.store.active(kind)
+            queued = dict(zip(ids, self.backend.shards.queued(ids), strict=True))
+            self._fed -= {batch_id for batch_id, shards in queued.items() if not shards}
+            keys = [(batch_id, shard) for batch_id, shards in queued.items() for shard in shards]
             present = queued_job_ids(self.backend.redis, kind) if keys else set()
             missing |= {key: self._missing_since.get(key, now) for key in keys if rq_job_id(*key) not in present}
         self._missing_since = missing
@@ -148,6 +170,7 @@ class Housekeeper:
             if now - since >= self.backend.settings.lease_s / 2:
                 lost.setdefault(batch_id, []).append(shard)
         for batch_id, shards in lost.items():
+            self.backend.store.look_at(batch_id)
             back = self.backend.shards.requeue(batch_id, shards)
             log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(back))
 
@@ -176,6 +199,11 @@ class Housekeeper:
                 self._retry_at[batch_id] = time.monotonic() + RETRY_S
             else:
                 self._retry_at.pop(batch_id, None)
+
+
+def _validate(backend: Backend, batch_id: str) -> None:
+    validate_batch(backend, batch_id)
+    backend.store.look_at(batch_id)  # It may be fed now.
 
 
 def _sweep_uploads(backend: Backend, _: str) -> None:

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ from .flight import Flight
 from .housekeeping import Housekeeper
 from .intake import Intake, Taken
 from .ledger import Ledger
+from .meter import Meter
 from .patience import PATIENCE_S, patiently
 from .prompts import Prepared, Prompts, Tokenizer
 from .responses import result_of
@@ -51,7 +53,8 @@ LAST_WORDS_S = 5.0  # How long a stopping worker waits for Redis.
 SAME_SIGNAL_S = 1.0  # Ctrl-C and a supervisor's SIGTERM are one wish, if they come together.
 TICK_S = 0.02
 LOOK_S = 1.0
-CARD_S = 10.0
+BEAT_S = 10.0
+CARD_S = 2.0  # The card tells the measured speed, which ETAs are made of.
 MOST_TICKETS = 512
 
 
@@ -76,6 +79,7 @@ class PressrunWorker(RqDesk):
         self.grace_s = grace_s
         self.waker = Waker()
         self.appetite = Appetite()
+        self.meter = Meter()
         self.flight = Flight(engine, weigh=self.appetite.weight)
         self.keeper = EngineKeeper(engine, self.flight, self.waker, stall_s=settings.engine_stall_s)
         self.ledger = Ledger(backend, self.waker, self._patiently)
@@ -170,12 +174,16 @@ class PressrunWorker(RqDesk):
     # The engine
 
     def _hear_engine(self) -> None:
+        busy, tokens = len(self.flight) > 0, 0
         heard = self.keeper.hear(min(TICK_S, self.backend.settings.commit_interval_s / 2))
         for flying in heard.complete:
             outputs = flying.ordered_outputs()
             for output in outputs:
                 self.appetite.learn(len(flying.prepared.prompts[0]), len(output.token_ids))
-            self.ledger.enter(flying.shard, result_of(flying.prepared, outputs, self.tokenizer))
+            result = result_of(flying.prepared, outputs, self.tokenizer)
+            tokens += result.usage.input_tokens + result.usage.output_tokens
+            self.ledger.enter(flying.shard, result)
+        self.meter.note(time.monotonic(), busy=busy, tokens=tokens)
         for flying in heard.deadly:
             self.ledger.enter(flying.shard, never_ran(flying.prepared.line, heard.code))
         if self.intake is None and self.engine.info is not None:
@@ -278,7 +286,7 @@ class PressrunWorker(RqDesk):
     def _look_around(self) -> None:
         if self._is_due("look", LOOK_S):
             self._suspended = bool(self._tell(self.suspended))
-        if self._is_due("beat", min(self.backend.settings.lease_s / 3, CARD_S)):
+        if self._is_due("beat", min(self.backend.settings.lease_s / 3, BEAT_S)):
             self._tell(lambda: self.beat([shard.ticket for shard in self.ledger]))
         if self._is_due("card", CARD_S):
             self._touch_model()
@@ -287,7 +295,7 @@ class PressrunWorker(RqDesk):
 
     def _touch_model(self) -> None:
         if self._card is not None:
-            card = self._card
+            card = replace(self._card, tokens_per_s=round(self.meter.tokens_per_s, 1))
             self._tell(lambda: self.backend.store.touch_model(card))
 
     def _is_due(self, name: str, interval: float) -> bool:

@@ -23,11 +23,20 @@ class Blobs(Protocol):
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         """Store the chunks under `key` and return their size; durable when it returns."""
 
+    def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
+        """Store blobs, given by key and size, one behind the other under `target`; otherwise as `put`.
+
+        They are copied within the store as far as it can do that. Raises BlobMissing.
+        """
+
     def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
         """The bytes from `offset`, at most `size` of them, in chunks. Raises BlobMissing at once."""
 
     def size(self, key: str) -> int:
         """The size in bytes. Raises BlobMissing."""
+
+    def presign(self, key: str, *, filename: str, seconds: int) -> str | None:
+        """A URL at which whoever has it may download the blob for so long; None where a store has no such."""
 
     def list(self, prefix: str) -> Iterator[str]:
         """The keys that lie below the folder `prefix`, in order."""

@@ -25,6 +25,9 @@ class RedisBlobs:
         self.redis.set(PREFIX + key, data, ex=self.ttl_s)
         return len(data)
 
+    def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
+        return self.put(target, (chunk for key, _ in pieces for chunk in self.open(key)))
+
     def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
         total = self.size(key)
         end = total if size is None else min(offset + size, total)
@@ -43,6 +46,9 @@ class RedisBlobs:
         if not self.redis.exists(PREFIX + key):
             raise BlobMissing(key)
         return int(self.redis.strlen(PREFIX + key))
+
+    def presign(self, key: str, *, filename: str, seconds: int) -> str | None:
+        return None
 
     def list(self, prefix: str) -> Iterator[str]:
         found = self.redis.scan_iter(match=f"{PREFIX}{prefix}/*", count=1000)

@@ -10,20 +10,23 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
+from urllib.parse import quote
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
 
-from ..errors import BlobMissing, BlobsUnavailable, SettingsError
+from ..errors import BlobForbidden, BlobMissing, BlobsUnavailable, SettingsError
 
 log = logging.getLogger(__name__)
 
 CHUNK = 2**20
 # S3 takes 10,000 parts of at least 5 MiB. Parts double every thousand, so that there is no end before its own of 5 TiB.
 PART_BYTES, PARTS_OF_A_SIZE = 8 * 2**20, 1000
+MIN_PART_BYTES, MAX_COPY_BYTES = 5 * 2**20, 2**30
 MOST_RESUMES = 5
 CONFIG = Config(
     connect_timeout=5,
@@ -31,6 +34,7 @@ CONFIG = Config(
     # Few, because boto3's pauses double: who waits for a store that is away hears soon that it is back.
     retries={"mode": "standard", "max_attempts": 3},
     max_pool_connections=32,
+    signature_version="s3v4",
     # Newer checksums are unknown to many stores that are not Amazon's.
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
@@ -44,9 +48,9 @@ class RangeEmpty(Exception):
 class S3Blobs:
     """Every key is an object `prefix/key` of one bucket. Raises SettingsError if there is no such bucket for us."""
 
-    def __init__(self, bucket: str, prefix: str = "") -> None:
+    def __init__(self, bucket: str, prefix: str = "", *, setting: str = "PRESSRUN_BLOB_URL") -> None:
         self.bucket, self.prefix = bucket, f"{prefix}/" if prefix else ""
-        where = f"PRESSRUN_BLOB_URL: the bucket {bucket!r}"
+        where = f"{setting}: the bucket {bucket!r}"
         try:
             self._client = _client()
             self._client.head_bucket(Bucket=bucket)
@@ -63,23 +67,21 @@ class S3Blobs:
             log.warning("%s cannot be reached: %s", where, error)
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
-        parts = _parts(chunks)
-        first = next(parts, b"")
-        second = next(parts, None)
-        if second is None:
-            with self._speaking(key):
-                self._client.put_object(**self._named(key), Body=first)
-            return len(first)
-        return self._put_in_parts(key, first, second, parts)
+        return self._put_parts(key, _parts(chunks))
 
-    def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+    def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
+        return self._put_parts(target, self._joined(pieces))
+
+    def open(self, key: str, offset: int = 0, size: int | None = None, *, etag: str | None = None) -> Iterator[bytes]:
+        """With an `etag` of that version only: any other is as good as missing."""
         if size == 0:
             self.size(key)
             return iter(())
         last = "" if size is None else offset + size - 1
+        version = {} if etag is None else {"IfMatch": etag}
         try:
             with self._speaking(key):
-                response = self._client.get_object(**self._named(key), Range=f"bytes={offset}-{last}")
+                response = self._client.get_object(**self._named(key), **version, Range=f"bytes={offset}-{last}")
         except RangeEmpty:
             return iter(())
         chunks = self._read(key, offset, response)
@@ -89,6 +91,18 @@ class S3Blobs:
     def size(self, key: str) -> int:
         with self._speaking(key):
             return int(self._client.head_object(**self._named(key))["ContentLength"])
+
+    def presign(self, key: str, *, filename: str, seconds: int) -> str | None:
+        shown = {"ResponseContentDisposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}"}
+        with self._speaking(key):
+            params = self._named(key) | shown
+            return str(self._client.generate_presigned_url("get_object", Params=params, ExpiresIn=seconds))
+
+    def version(self, key: str) -> tuple[int, str]:
+        """The size of an object, and the ETag that tells it from what may be put in its place. Raises BlobMissing."""
+        with self._speaking(key):
+            found = self._client.head_object(**self._named(key))
+        return int(found["ContentLength"]), str(found["ETag"])
 
     def list(self, prefix: str) -> Iterator[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -117,16 +131,21 @@ class S3Blobs:
         with self._speaking(upload["Key"]):
             self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
-    def _put_in_parts(self, key: str, first: bytes, second: bytes, parts: Iterator[bytes]) -> int:
+    def _put_parts(self, key: str, parts: Iterator[Part]) -> int:
+        first = next(parts, b"")
+        second = next(parts, None)
+        if second is None and isinstance(first, bytes):
+            with self._speaking(key):
+                self._client.put_object(**self._named(key), Body=first)
+            return len(first)
+        given = (first,) if second is None else (first, second)
         named = self._named(key)
         with self._speaking(key):
             upload: Any = named | {"UploadId": self._client.create_multipart_upload(**named)["UploadId"]}
         size, done = 0, []
         try:
-            for number, part in enumerate(chain((first, second), parts), start=1):
-                with self._speaking(key):
-                    etag = self._client.upload_part(**upload, PartNumber=number, Body=part)["ETag"]
-                done.append({"PartNumber": number, "ETag": etag})
+            for number, part in enumerate(chain(given, parts), start=1):
+                done.append({"PartNumber": number, "ETag": self._put_part(upload | {"PartNumber": number}, key, part)})
                 size += len(part)
             with self._speaking(key):
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
@@ -136,6 +155,29 @@ class S3Blobs:
                 self._client.abort_multipart_upload(**upload)
             raise
         return size
+
+    def _put_part(self, place: dict[str, Any], key: str, part: Part) -> Any:
+        if isinstance(part, bytes):
+            with self._speaking(key):
+                return self._client.upload_part(**place, Body=part)["ETag"]
+        with self._speaking(part.key):
+            last = part.start + part.size - 1
+            source = {"CopySource": self._named(part.key), "CopySourceRange": f"bytes={part.start}-{last}"}
+            return self._client.upload_part_copy(**place, **source)["CopyPartResult"]["ETag"]
+
+    def _joined(self, pieces: Iterable[tuple[str, int]]) -> Iterator[Part]:
+        """Objects as parts of an upload: large ones are copied within S3, small ones are read and sent together."""
+        held = _Held()
+        for key, size in pieces:
+            # What is sent before a copy must be a whole part too, if need be with the beginning of what is copied.
+            lent = max(MIN_PART_BYTES - held.size, 0) if held.size else 0
+            is_copied = size - lent >= held.enough
+            if read := lent if is_copied else size:
+                yield from held.take(self.open(key, 0, read))
+            if is_copied:
+                yield from held.rest()
+                yield from held.copies(key, lent, size)
+        yield from held.rest()
 
     def _read(self, key: str, start: int, response: Any) -> Iterator[bytes]:
         """The bytes of that very object; a connection that breaks off is opened again where it was."""
@@ -171,7 +213,8 @@ class S3Blobs:
                 raise BlobMissing(key) from error
             if code == "InvalidRange":
                 raise RangeEmpty from error
-            raise BlobsUnavailable(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error
+            kind = BlobForbidden if code in ("403", "AccessDenied") else BlobsUnavailable
+            raise kind(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error
         except BotoCoreError as error:
             raise BlobsUnavailable(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error
 
@@ -185,14 +228,59 @@ def _client() -> Any:
     return session.client("s3", config=CONFIG.merge(Config(s3={"addressing_style": "path"})))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A range of an object, as a part of another."""
+
+    key: str
+    start: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+
+Part = bytes | Copy
+
+
+class _Held:
+    """Chunks on their way into parts: all but the last large enough, and few enough."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._chunks: list[bytes] = []
+        self._num_parts = 0
+
+    @property
+    def enough(self) -> int:
+        """The bytes of the next part."""
+        return PART_BYTES << self._num_parts // PARTS_OF_A_SIZE
+
+    def take(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._chunks.append(chunk)
+            self.size += len(chunk)
+            if self.size >= self.enough:
+                yield from self.rest()
+
+    def rest(self) -> Iterator[bytes]:
+        if self.size:
+            whole = b"".join(self._chunks)
+            self._chunks, self.size = [], 0
+            self._num_parts += 1
+            yield whole
+
+    def copies(self, key: str, start: int, stop: int) -> Iterator[Copy]:
+        """A range of an object in the fewest copies that S3 takes, all of about one size."""
+        number = -(-(stop - start) // MAX_COPY_BYTES)
+        ends = [start + (stop - start) * (i + 1) // number for i in range(number)]
+        for one, end in zip((start, *ends), ends, strict=False):
+            self._num_parts += 1
+            yield Copy(key=key, start=one, size=end - one)
+
+
 def _parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks as parts of an upload: all but the last large enough, and few enough."""
-    held, size, number = [], 0, 0
-    for chunk in chunks:
-        held.append(chunk)
-        size += len(chunk)
-        if size >= PART_BYTES << number // PARTS_OF_A_SIZE:
-            yield b"".join(held)
-            held, size, number = [], 0, number + 1
-    if held:
-        yield b"".join(held)
+    """The chunks as parts of an upload."""
+    held = _Held()
+    yield from held.take(chunks)
+    yield from held.rest()

@@ -1,12 +1,19 @@
 #!lua flags=allow-oom
--- What there is to do for a batch; in a running one, shards whose lease ran out go back in line.
+-- What there is to do for a batch; one whose window is over begins to expire, and in a running one shards whose lease
+-- ran out go back in line.
 -- KEYS: batch, waiting, leased, owners, attempts. ARGV: most claims in a row without a finished line.
--- Returns false, or {status, closing, expires_at, shards put back, shards that nobody holds and whose claims are spent}.
+-- Returns false, or {status, closing, shards put back, shards that nobody holds and whose claims are spent}.
 local batch = redis.call('HMGET', KEYS[1], 'status', 'closing', 'expires_at')
-if not batch[1] then return false end
+local status, closing = batch[1], batch[2] or ''
+if not status then return false end
+local time = redis.call('TIME')
+-- Here, and not by who has looked at the window before: it may be extended at any time.
+if (status == 'validating' or status == 'in_progress') and tonumber(batch[3]) <= tonumber(time[1]) then
+  status, closing = 'finalizing', 'expired'
+  redis.call('HSET', KEYS[1], 'status', status, 'closing', closing, 'finalizing_at', time[1])
+end
 local back, spent = {}, {}
-if batch[1] == 'in_progress' then
-  local time = redis.call('TIME')
+if status == 'in_progress' then
   back = redis.call('ZRANGE', KEYS[3], '-inf', time[1] + time[2] / 1000000, 'BYSCORE')
   for _, shard in ipairs(back) do
     redis.call('ZREM', KEYS[3], shard)
@@ -20,4 +27,4 @@ if batch[1] == 'in_progress' then
     end
   end
 end
-return {batch[1], batch[2] or '', batch[3], back, spent}
+return {status, closing, back, spent}

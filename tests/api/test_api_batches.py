@@ -12,6 +12,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types import Batch
 
+from pressrun.jobs.blobs.s3 import S3Blobs
 from pressrun.jobs.errors import UserError
 from pressrun.jobs.finish import validate_batch, wind_up
 from pressrun.jobs.lines import answered, refused
@@ -23,7 +24,7 @@ from .conftest import CHAT, MODEL, Api, ServeApi, jsonl, request_line, seal_resu
 FIELDS = {
     "id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status", "output_file_id",
     "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at",
-    "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata",
+    "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata", "pressrun",
 }  # fmt: skip
 
 
@@ -76,7 +77,7 @@ def test_a_new_batch_is_validating_and_has_every_field(api: Api) -> None:
     }
     unset = FIELDS - {
         "id", "object", "endpoint", "input_file_id", "completion_window", "status", "created_at", "expires_at",
-        "metadata", "request_counts", "usage",
+        "metadata", "request_counts", "usage", "pressrun",
     }  # fmt: skip
     assert {name for name in FIELDS if body[name] is None} == unset
     assert api.openai.batches.retrieve(batch.id) == batch
@@ -321,6 +322,30 @@ def test_a_bad_output_expiry_is_refused_by_name(api: Api, expiry: object, param:
     assert (error["param"], error["code"]) == (param, code)
 
 
+def test_places_in_s3_are_refused_unless_they_are_set(api: Api) -> None:
+    error = refusal(api, input_file_id="s3://bucket/in.jsonl")
+    assert (error["param"], error["code"]) == ("input_file_id", "s3_not_allowed")
+    error = refusal(api, pressrun={"output_prefix": "s3://bucket/out/"})
+    assert (error["param"], error["code"]) == ("pressrun.output_prefix", "s3_not_allowed")
+    assert refusal(api, pressrun={"output": "s3://bucket/out/"})["param"] == "pressrun.output"
+
+
+def test_a_batch_of_an_object_in_s3_says_where_it_comes_from_and_goes(serve: ServeApi, s3_url: str) -> None:
+    api = serve(s3_inputs="pressrun/in", s3_outputs="pressrun/out")
+    S3Blobs("pressrun").put("in/a.jsonl", [jsonl(request_line("a"))])
+    batch = api.openai.batches.create(
+        input_file_id=f"{s3_url}/in/a.jsonl",
+        endpoint=CHAT,
+        completion_window="24h",
+        extra_body={"pressrun": {"output_prefix": f"{s3_url}/out/"}},
+    )
+    extension = {"input_url": f"{s3_url}/in/a.jsonl", "output_prefix": f"{s3_url}/out/", "delivery_error": None}
+    told: Any = batch.model_extra
+    assert told["pressrun"].items() >= extension.items()
+    validate_batch(api.backend, batch.id)
+    assert api.openai.files.content(batch.input_file_id).content == jsonl(request_line("a"))
+
+
 def test_an_unknown_input_file_is_404(api: Api) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         api.openai.batches.create(input_file_id="file-none", endpoint=CHAT, completion_window="24h")
@@ -370,3 +395,106 @@ def test_metadata_that_is_no_string_is_named(api: Api, value: object, got: str) 
 def test_metadata_outside_its_bounds_is_refused(api: Api, metadata: object, param: str, code: str) -> None:
     error = refusal(api, metadata=metadata)
     assert (error["param"], error["code"]) == (param, code)
+
+
+def test_a_batch_says_more_of_itself_than_openais(api: Api) -> None:
+    batch = create(api, request_line("a"), request_line("b"), extra_body={"pressrun": {"priority": 5, "strict": True}})
+    validate_batch(api.backend, batch.id)
+    told = api.http.get(f"/v1/batches/{batch.id}").json()["pressrun"]
+    assert told.keys() == {
+        "priority", "strict", "paused", "queue_place", "eta", "feasible", "counts", "commonest_errors",
+        "estimated_tokens", "cached_tokens", "tokens_per_second", "seconds", "input_url", "output_prefix",
+        "delivery_error",
+    }  # fmt: skip
+    assert (told["priority"], told["strict"], told["paused"]) == (5, True, False)
+    assert told["counts"] == {
+        "queued": 2, "running": 0, "succeeded": 0, "errored": 0, "cancelled": 0, "expired": 0
+    }  # fmt: skip
+    assert told["estimated_tokens"] > 0
+    assert told["seconds"].keys() == {"validating", "queued", "running", "finalizing"}
+    seal_results(
+        api.backend,
+        batch.id,
+        lambda line: refused(line, UserError("Not so.", param="n", code="invalid_value")),
+    )
+    (listed,) = api.openai.batches.list().data
+    done: Any = listed.model_extra
+    assert done["pressrun"]["counts"]["errored"] == 2
+    assert done["pressrun"]["commonest_errors"] == [
+        {"code": "invalid_value", "param": "n", "message": "Not so.", "count": 2}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"priority": 101}, "pressrun.priority"),
+        ({"priority": "5"}, "pressrun.priority"),
+        ({"priority": 1.5}, "pressrun.priority"),
+        ({"strict": 1}, "pressrun.strict"),
+        ({"haste": True}, "pressrun.haste"),
+        ([], "pressrun"),
+        (None, "pressrun"),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(api: Api, options: Any, param: str) -> None:
+    assert refusal(api, pressrun=options)["param"] == param
+
+
+def test_a_batch_is_paused_resumed_and_changed(api: Api) -> None:
+    batch = create(api)
+    validate_batch(api.backend, batch.id)
+    for action, paused in (("pause", True), ("resume", False)):
+        answer = api.http.post(f"/v1/batches/{batch.id}/{action}")
+        assert (answer.status_code, answer.json()["pressrun"]["paused"]) == (200, paused)
+    answer = api.http.post(f"/v1/batches/{batch.id}/update", json={"priority": 7, "completion_window": "3d"})
+    assert answer.json()["pressrun"]["priority"] == 7
+    assert answer.json()["expires_at"] == batch.created_at + 3 * 86400
+    assert api.http.post("/v1/batches/batch_none/pause").status_code == 404
+    api.openai.batches.cancel(batch.id)
+    assert api.http.post(f"/v1/batches/{batch.id}/pause").status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({}, None),
+        ({"priority": 1000}, "priority"),
+        ({"priority": True}, "priority"),
+        ({"completion_window": 5}, "completion_window"),
+        ({"completion_window": "31d"}, "completion_window"),
+        ({"completion_window": "1m"}, "completion_window"),
+        ({"metadata": {}}, "metadata"),
+    ],
+)
+def test_a_bad_change_is_refused_by_name(api: Api, changes: Any, param: str | None) -> None:
+    batch = create(api)
+    answer = api.http.post(f"/v1/batches/{batch.id}/update", json=changes)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_failed_lines_of_a_batch_are_retried(api: Api) -> None:
+    batch = create(api, request_line("a"), request_line("b"))
+    validate_batch(api.backend, batch.id)
+    busy = api.http.post(f"/v1/batches/{batch.id}/retry", json={"lines": "failed"})
+    assert (busy.status_code, busy.json()["error"]["message"]) == (
+        409,
+        "Cannot retry a batch with status 'in_progress'.",
+    )
+    seal_results(
+        api.backend,
+        batch.id,
+        lambda line: refused(line, UserError("No.")) if line.custom_id == "b" else answered(line, {}, Usage()),
+    )
+    for lines in (None, "all", [], ["c"], [1]):
+        answer = api.http.post(f"/v1/batches/{batch.id}/retry", json={"lines": lines})
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["param"].startswith("lines")
+    answer = api.http.post(f"/v1/batches/{batch.id}/retry", json={"lines": "failed"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "validating")
+    validate_batch(api.backend, batch.id)
+    seal_results(api.backend, batch.id, lambda line: answered(line, {}, Usage()))
+    done = api.openai.batches.retrieve(batch.id)
+    assert (done.status, done.error_file_id) == ("completed", None)
+    assert done.output_file_id
+    assert api.openai.files.content(done.output_file_id).text.count("\n") == 2

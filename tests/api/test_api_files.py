@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import io
+import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI
 
+from pressrun.jobs.packing import zstd
 from pressrun.jobs.submit import sweep_files
 
 from .conftest import CHAT, Api, ServeApi, jsonl, request_line
@@ -337,3 +341,56 @@ def test_a_file_from_memory_needs_no_name_on_disk(api: Api) -> None:
     stream = io.BytesIO(GOOD)
     stream.name = "named.jsonl"
     assert api.openai.files.create(file=stream, purpose="batch").filename == "named.jsonl"
+
+
+def test_a_file_in_s3_can_be_fetched_from_there(serve: ServeApi, s3_url: str) -> None:
+    api = serve(blob_url=f"{s3_url}/redirected")
+    file = api.openai.files.create(file=("a b.txt", b"0123456789"), purpose="user_data")
+    answer = api.http.get(f"/v1/files/{file.id}/content", params={"redirect": True})
+    assert answer.status_code == 307
+    assert answer.headers["Location"].startswith(os.environ["AWS_ENDPOINT_URL_S3"])
+    with httpx.Client() as anybody:
+        part = anybody.get(answer.headers["Location"], headers={"Range": "bytes=3-5"})
+    assert part.content == b"345"
+    assert part.headers["Content-Disposition"] == "attachment; filename*=UTF-8''a%20b.txt"
+    missing = api.http.get("/v1/files/file-none/content", params={"redirect": True})
+    assert missing.status_code == 404
+
+
+def test_a_redirect_is_refused_where_files_are_on_disk(api: Api) -> None:
+    file = api.openai.files.create(file=("a.txt", b"0123456789"), purpose="user_data")
+    answer = api.http.get(f"/v1/files/{file.id}/content", params={"redirect": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "redirect")
+    assert "PRESSRUN_BLOB_URL" in answer.json()["error"]["message"]
+    assert api.http.get(f"/v1/files/{file.id}/content", params={"redirect": False}).content == b"0123456789"
+    unknown = api.http.get(f"/v1/files/{file.id}/content", params={"redirected": True})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "redirected")
+
+
+@pytest.mark.parametrize(("form", "unpack"), [("jsonl.gz", gzip.decompress), ("jsonl.zst", zstd.decompress)])
+def test_a_batch_file_goes_in_packed_and_comes_out_packed(api: Api, form: str, unpack: Any) -> None:
+    packed = {"jsonl.gz": gzip.compress, "jsonl.zst": zstd.compress}[form](GOOD)
+    file = upload(api, packed, f"in.{form}")
+    assert (file.filename, file.bytes) == ("in.jsonl", len(GOOD))
+    answer = api.http.get(f"/v1/files/{file.id}/content", params={"format": form}, headers={"Range": "bytes=0-9"})
+    assert (answer.status_code, unpack(answer.content)) == (200, GOOD)
+    assert answer.headers["Content-Disposition"] == f"attachment; filename*=UTF-8''in.{form}"
+    assert api.http.get(f"/v1/files/{file.id}/content", params={"format": "jsonl"}).content == GOOD
+
+
+def test_a_form_that_a_file_cannot_have_is_refused(api: Api) -> None:
+    batch_file, other = upload(api), upload(api, b"text", "a.txt", purpose="user_data")
+    for file_id, params, param in (
+        (batch_file.id, {"format": "parquet"}, "format"),
+        (other.id, {"format": "jsonl.gz"}, "format"),
+        (other.id, {"format": "zip"}, "format"),
+        (batch_file.id, {"format": "jsonl.gz", "redirect": True}, "redirect"),
+    ):
+        answer = api.http.get(f"/v1/files/{file_id}/content", params=params)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_a_packed_file_that_is_broken_is_refused_and_not_kept(api: Api) -> None:
+    with pytest.raises(openai.BadRequestError, match="cannot be unpacked as gzip"):
+        upload(api, gzip.compress(GOOD)[:-4], "in.jsonl.gz")
+    assert api.openai.files.list().data == []

@@ -79,6 +79,7 @@ class Owned:
 
 
 Check = Callable[[As, As, Owned], None]
+FILES, BATCH = ("input", "output", "error"), ("ended", "running")
 
 
 def unknown(request: Callable[[str], tuple[str, str]], unknown_id: str, *names: str, **more: Any) -> Check:
@@ -144,6 +145,10 @@ def of_endpoint(method: str, what: str = "", **more: Any) -> Check:
     return unknown(lambda name: (method, f"/v1/webhook_endpoints/{name}{what}"), "whe_none", "endpoint", **more)
 
 
+def of_batch(method: str, what: str, **more: Any) -> Check:
+    return unknown(lambda name: (method, f"/v1/batches/{name}/{what}"), "batch_none", *BATCH, **more)
+
+
 def batches_are_made_of_ones_own_files(owner: As, other: As, owned: Owned) -> None:
     for file_id in (owned.input, owned.output):
         theirs, nobodys = (other("POST", "/v1/batches", json=batch_of(name)) for name in (file_id, "file-none"))
@@ -153,7 +158,6 @@ def batches_are_made_of_ones_own_files(owner: As, other: As, owned: Owned) -> No
     assert owner("GET", f"/v1/batches/{batch_id}").status_code == 404
 
 
-FILES, BATCH = ("input", "output", "error"), ("ended", "running")
 TABLE: dict[str, Check | str] = {
     "POST /v1/files": uploads_stay_apart,
     "GET /v1/files": listed("/v1/files", As.upload, *FILES),
@@ -181,6 +185,11 @@ TABLE: dict[str, Check | str] = {
     ),
     "GET /v1/webhook_endpoints/{endpoint_id}/deliveries": of_endpoint("GET", "/deliveries"),
     "GET /v1/webhook_event_types": SHARED,
+    "GET /v1/batches/{batch_id}/results": of_batch("GET", "results"),
+    "POST /v1/batches/{batch_id}/pause": of_batch("POST", "pause"),
+    "POST /v1/batches/{batch_id}/resume": of_batch("POST", "resume"),
+    "POST /v1/batches/{batch_id}/update": of_batch("POST", "update", json={"priority": 1}),
+    "POST /v1/batches/{batch_id}/retry": of_batch("POST", "retry", json={"lines": "failed"}),
     "POST /v1/jobs": jobs_stay_apart,
     "GET /v1/jobs/{job_id}": unknown(lambda name: ("GET", f"/v1/jobs/{name}"), "job_none", "job"),
     "DELETE /v1/jobs/{job_id}": unknown(lambda name: ("DELETE", f"/v1/jobs/{name}"), "job_none", "job"),

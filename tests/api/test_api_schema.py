@@ -20,6 +20,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from pressrun.api.app import create_app
+from pressrun.api.waiting import Waiting
+from pressrun.jobs.frontier import Place
 from pressrun.jobs.settings import load_settings
 
 from .conftest import CHAT, Api, jsonl, request_line
@@ -44,6 +46,16 @@ def takes_values(path: str, method: str) -> bool:
 
 CASES = [(path, method, GenerationMode.POSITIVE) for path, method in OPERATIONS]
 CASES += [(path, method, GenerationMode.NEGATIVE) for path, method in OPERATIONS if takes_values(path, method)]
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = Waiting.wait
+
+    async def wait_a_moment(self: Waiting, missing: Place, timeout_s: float) -> bool:
+        return await wait(self, missing, min(timeout_s, 0.01))
+
+    monkeypatch.setattr(Waiting, "wait", wait_a_moment)
 
 
 @pytest.fixture

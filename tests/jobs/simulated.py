@@ -110,6 +110,17 @@ class GatedBlobs:
         self.gate()
         return self.blobs.put(key, chunks)
 
+    def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
+        def gated() -> Iterator[tuple[str, int]]:
+            for piece in pieces:
+                self.gate()
+                yield piece
+
+        return self.blobs.join(gated(), target)
+
+    def presign(self, key: str, *, filename: str, seconds: int) -> str | None:
+        return self.blobs.presign(key, filename=filename, seconds=seconds)
+
     def open(self, key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
         self.gate()
         return self.blobs.open(key, offset, size)

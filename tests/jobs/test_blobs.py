@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import secrets
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +78,28 @@ def test_a_missing_blob_is_named_at_once(blobs: Blobs) -> None:
         blobs.open("a/b")
     with pytest.raises(BlobMissing, match="a/b"):
         blobs.size("a/b")
+
+
+@pytest.mark.parametrize(
+    "sizes", [[], [0], [3], [5, 0, 7], [CHUNK + 1, 1, 2 * CHUNK], [1, 9 * CHUNK, 1, 9 * CHUNK, 9 * CHUNK]]
+)
+def test_joined_blobs_lie_one_behind_the_other(blobs: Blobs, sizes: list[int]) -> None:
+    texts = [secrets.token_bytes(size) for size in sizes]
+    pieces = [(f"parts/{i}", blobs.put(f"parts/{i}", [text])) for i, text in enumerate(texts)]
+    blobs.put("whole", [b"what was there before"])
+    assert blobs.join(iter(pieces), "whole") == sum(sizes)
+    assert read(blobs, "whole") == b"".join(texts)
+    assert [read(blobs, key) for key, _ in pieces] == texts
+
+
+def test_a_join_that_lacks_a_piece_leaves_everything_as_it_was(blobs: Blobs, tmp_path: Path) -> None:
+    blobs.put("a/old", [b"old"])
+    for target in ("a/old", "a/new"):
+        with pytest.raises(BlobMissing, match="a/none"):
+            blobs.join([("a/old", 3), ("a/none", 5)], target)
+    assert list(blobs.list("a")) == ["a/old"]
+    assert read(blobs, "a/old") == b"old"
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] in ([], ["old"])
 
 
 def test_until_a_blob_is_whole_readers_see_the_one_before(blobs: Blobs) -> None:
@@ -240,6 +266,75 @@ def test_parts_grow_so_that_there_are_never_too_many(monkeypatch: pytest.MonkeyP
     assert b"".join(parts) == b"x" * 240
     assert [len(part) for part in parts] == [12, 12, 12, 20, 20, 20, 40, 40, 40, 24]
     assert list(s3_module._parts([])) == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "copied"),
+    [
+        ([4, 4, 4], []),
+        ([20, 20], [(0, 0, 20), (1, 0, 20)]),
+        ([3, 20, 3, 3, 3, 3], [(1, 2, 18)]),  # Two bytes are lent, so that the first part is one.
+        ([3, 11, 30], [(2, 0, 15), (2, 15, 15)]),  # What would be left of the second is too small to copy.
+        ([12, 90], [(0, 0, 12), (1, 0, 22), (1, 22, 23), (1, 45, 22), (1, 67, 23)]),
+    ],
+)
+def test_a_join_copies_what_is_large_enough_and_no_part_but_the_last_is_too_small(
+    s3: S3Blobs, monkeypatch: pytest.MonkeyPatch, sizes: list[int], copied: list[tuple[int, int, int]]
+) -> None:
+    for name, value in {"PART_BYTES": 10, "MIN_PART_BYTES": 5, "MAX_COPY_BYTES": 25}.items():
+        monkeypatch.setattr(s3_module, name, value)
+    texts = [secrets.token_bytes(size) for size in sizes]
+    monkeypatch.setattr(s3, "open", lambda key, start, size: iter([texts[int(key)][start : start + size]]))
+    parts = list(s3._joined((str(i), size) for i, size in enumerate(sizes)))
+    assert [(int(p.key), p.start, p.size) for p in parts if isinstance(p, s3_module.Copy)] == copied
+    whole = [p if isinstance(p, bytes) else texts[int(p.key)][p.start : p.start + p.size] for p in parts]
+    assert b"".join(whole) == b"".join(texts)
+    assert all(len(part) >= 5 for part in parts[:-1])
+
+
+def test_large_pieces_are_copied_within_s3(s3: S3Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [secrets.token_bytes(9 * 2**20), b"small", secrets.token_bytes(14 * 2**20)]
+    pieces = [(str(i), s3.put(str(i), [text])) for i, text in enumerate(texts)]
+    get, num_read = s3._client.get_object, 0
+
+    def counted(**arguments: Any) -> Any:
+        nonlocal num_read
+        response = get(**arguments)
+        num_read += response["ContentLength"]
+        return response
+
+    monkeypatch.setattr(s3._client, "get_object", counted)
+    assert s3.join(pieces, "whole") == sum(map(len, texts))
+    assert num_read == 5 * 2**20  # The small one, and what it needs to make a part.
+    assert uploads(s3) == []
+    assert read(s3, "whole") == b"".join(texts)
+
+
+def test_a_presigned_url_is_a_download_with_a_name(s3: S3Blobs, tmp_path: Path, redis: Redis) -> None:
+    s3.put("a/b", [b"0123456789"])
+    url = s3.presign("a/b", filename="wörld.jsonl", seconds=60)
+    assert url is not None
+    request = urllib.request.Request(url, headers={"Range": "bytes=2-4"})
+    with urllib.request.urlopen(request) as answer:
+        assert answer.read() == b"234"
+        assert answer.headers["Content-Disposition"] == "attachment; filename*=UTF-8''w%C3%B6rld.jsonl"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(url.replace("/a/b?", "/a/c?"))
+    for other in (DiskBlobs(tmp_path), RedisBlobs(redis)):
+        assert other.presign("a/b", filename="x", seconds=60) is None
+
+
+def test_where_a_file_system_copies_nothing_itself_a_join_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EXDEV, "not on this file system")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    blobs = DiskBlobs(tmp_path)
+    pieces = [(key, blobs.put(key, [key.encode() * CHUNK])) for key in ("a", "b")]
+    assert blobs.join(pieces, "c") == 2 * CHUNK
+    assert read(blobs, "c") == b"a" * CHUNK + b"b" * CHUNK
 
 
 def test_a_reader_goes_on_where_a_connection_broke_off(s3: S3Blobs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Workers, housekeepers and clients that run into one another, stall and die between any two calls.
 
-Whatever happens, every line comes out once. A story starts actions, moves each from call to call, kills some, lets
-leases lapse and windows close; at the end healthy processes take over, and everything is counted.
+Whatever happens, every line comes out once, also for who reads results as they come. A story starts actions, moves each
+from call to call, kills some, lets leases lapse and windows close; at the end healthy processes take over, and
+everything is counted.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs import arranging
 from pressrun.jobs.backend import Backend, backend_on
-from pressrun.jobs.errors import BlobMissing, Conflict
+from pressrun.jobs.control import pause_batch, resume_batch, update_batch
+from pressrun.jobs.errors import BlobMissing, Conflict, UserError
 from pressrun.jobs.records import ENDED, Batch
+from pressrun.jobs.results import read_results
+from pressrun.jobs.retry import retry_batch
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import Store, batch_key
 from pressrun.jobs.submit import create_batch, create_file, create_job, job_result
+from pressrun.workers import housekeeping
 from pressrun.workers.housekeeping import Housekeeper, Task
 
 from .conftest import OwnValkey, chat_line, encode, serve_model
@@ -34,13 +39,19 @@ NUM_SHARDS = -(-NUM_LINES // SHARD_LINES)
 NAMES = [f"c{i}" for i in range(NUM_LINES)]
 NUM_STORIES, NUM_SLICES = int(os.environ.get("PRESSRUN_TEST_STORIES", "96")), 8
 # What an action may end in because another was faster; it is tried again, as its caller would.
-LATE = (LockNotOwnedError, BlobMissing, Conflict)
+LATE = (LockNotOwnedError, BlobMissing, Conflict, UserError)
 
 
 @pytest.fixture(autouse=True)
 def arranging_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arranging, "BOUNDARIES", (16, 64))
     monkeypatch.setattr(arranging, "WINDOW_BYTES", 1)
+
+
+@pytest.fixture(autouse=True)
+def every_tick_looks_at_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CARE_S", "JOBS_S", "REST_S"):
+        monkeypatch.setattr(housekeeping, name, 0.0)
 
 
 class Inline(Housekeeper):
@@ -61,18 +72,25 @@ class Story:
         self.backend = backend
         self.chance = random.Random(seed)
         self.processes: list[Process] = []
+        self.clients: list[Process] = []
         self.batch_id: str | None = None
         self.num_runs = 0
+        self.seen: list[bytes] = []
+        self.generation = 0
         events: dict[Callable[[], None], float] = {
             self.work: 4,
             self.keep_house: 4,
             self.advance: 40,
             self.finish_one: 3,
+            self.read: 3,
             self.kill: self.chance.choice([0, 1, 4]),
             self.let_leases_lapse: self.chance.choice([0, 1, 3]),
             self.let_the_lock_lapse: self.chance.choice([0, 2, 8]),
             self.cancel: self.chance.choice([0, 0, 1, 4]),
             self.let_the_window_close: self.chance.choice([0, 0, 1, 4]),
+            self.retry: self.chance.choice([0, 2, 8]),
+            self.pause: self.chance.choice([0, 0, 2]),
+            self.extend: self.chance.choice([0, 0, 1]),
         }
         self.events, self.weights = list(events), list(events.values())
 
@@ -136,6 +154,22 @@ class Story:
         batch_id = str(self.batch_id)
         self.start(lambda backend: backend.store.cancel(batch_id))
 
+    def retry(self) -> None:
+        """A client wants what failed again, or some lines, also such as went well."""
+        batch_id = str(self.batch_id)
+        lines: Any = self.chance.choice(["failed", "failed", self.chance.sample(NAMES, 2)])
+        process = Process(self.backend, lambda backend: retry_batch(backend, batch_id, lines))
+        self.processes.append(process)
+        self.clients.append(process)
+
+    def pause(self) -> None:
+        batch_id, change = str(self.batch_id), self.chance.choice([pause_batch, resume_batch])
+        self.start(lambda backend: change(backend, batch_id))
+
+    def extend(self) -> None:
+        batch_id = str(self.batch_id)
+        self.start(lambda backend: update_batch(backend, batch_id, priority=3, completion_window="2d"))
+
     def advance(self) -> None:
         for process in self.chance.sample(self.alive(), min(1, len(self.alive()))):
             process.step(self.chance.choice([1, 1, 2, 4, 8]))
@@ -159,12 +193,27 @@ class Story:
     def let_the_window_close(self) -> None:
         self.backend.redis.hset(batch_key(str(self.batch_id)), "expires_at", 1)
 
+    def read(self) -> bool:
+        """A client reads on; whether that was the end. It is shown only what Redis has on disk."""
+        if str(self.batch_id).startswith("job_"):
+            return True
+        generation = self.backend.store.batch(str(self.batch_id)).generation
+        if generation != self.generation:
+            self.seen, self.generation = [], generation  # Its lines are others, in another order.
+        page = read_results(self.backend, str(self.batch_id), len(self.seen), self.chance.choice([1, 2, 3, 100]))
+        if not page.settled:
+            self.backend.store.make_durable()
+            assert page.server_run == self.backend.store.server_run()
+        self.seen += page.lines
+        assert page.next == len(self.seen)
+        return page.is_last
+
     # How it ends
 
     def end(self) -> None:
         stalled = self.chance.sample(self.alive(), len(self.alive()) // 2)
         for process in self.processes:
-            if process not in stalled:
+            if process not in stalled or process in self.clients:
                 process.kill()
         if self.exists():
             self.bring_to_an_end()
@@ -180,6 +229,7 @@ class Story:
 
     def bring_to_an_end(self) -> None:
         batch_id = str(self.batch_id)
+        self.go_on()
         for _ in range(20):
             if not self.backend.store.active("batch") + self.backend.store.active("job"):
                 return
@@ -190,6 +240,10 @@ class Story:
                 self.num_runs += 1
                 run_shard(self.backend, batch_id, shard, self.num_runs)
         raise AssertionError(f"it does not end: {self.backend.store.batch(batch_id)}")
+
+    def go_on(self) -> None:
+        if self.backend.store.batch(str(self.batch_id)).paused:
+            self.backend.redis.hset(batch_key(str(self.batch_id)), "paused", "0")
 
     def check(self) -> Batch:
         """Every line came out once, under its name and in its place, and all numbers are right."""
@@ -206,6 +260,11 @@ class Story:
         for lines in (output, errors):
             names = [line["custom_id"] for line in lines]
             assert names == sorted(names)
+        while not self.read():
+            pass
+        assert sorted(self.seen) == sorted(self.raw_lines(batch.output_file_id) + self.raw_lines(batch.error_file_id))
+        if not batch.arranged or batch.generation:
+            assert [json.loads(line)["custom_id"] for line in self.seen] == NAMES
         return batch
 
     def check_lines(self, batch: Batch, names: list[str], lines: list[Any]) -> None:
@@ -215,12 +274,17 @@ class Story:
         counts = batch.counts
         assert (counts.total, counts.completed, counts.unrun) == (len(names), len(completed), len(unrun))
         assert counts.failed == len(names) - len(completed) - len(unrun)
-        assert (batch.usage.input_tokens, batch.usage.output_tokens) == (len(completed), sum(completed))
+        assert sum(error.count for error in batch.common_errors) == counts.failed
+        used = batch.usage.input_tokens, batch.usage.output_tokens
+        assert used == (len(completed), sum(completed)) or (batch.generation and used > (len(completed), 0))
 
     def lines(self, file_id: str | None) -> Iterator[Any]:
         if file_id is not None:
             assert self.backend.store.file(file_id).bytes == self.backend.blobs.size(f"files/{file_id}")
-            yield from map(json.loads, b"".join(self.backend.blobs.open(f"files/{file_id}")).splitlines())
+        yield from map(json.loads, self.raw_lines(file_id))
+
+    def raw_lines(self, file_id: str | None) -> list[bytes]:
+        return b"".join(self.backend.blobs.open(f"files/{file_id}")).splitlines() if file_id else []
 
 
 def _ran_well(line: Any) -> bool:
@@ -290,6 +354,7 @@ def test_a_machine_that_loses_power_takes_no_line_with_it(
             for shard in story.chance.sample(range(NUM_SHARDS), 2):
                 story.num_runs += 1
                 run_shard(story.backend, batch.id, shard, story.num_runs)
+            story.read()
             if story.chance.random() < 0.7:
                 lose_power()
         story.bring_to_an_end()

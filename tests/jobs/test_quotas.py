@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Callable
@@ -12,11 +13,11 @@ import pytest
 from pressrun.jobs import quotas
 from pressrun.jobs.backend import Backend
 from pressrun.jobs.errors import QuotaExceeded
-from pressrun.jobs.estimate import UNSAID_OUTPUT, estimate_tokens
+from pressrun.jobs.estimates import COMPLETION_TOKENS, DEFAULT_ANSWER_TOKENS, asked_tokens
 from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.quotas import Held, Quotas
-from pressrun.jobs.records import ENDED, Batch
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.records import COMPLETIONS, ENDED, Batch
+from pressrun.jobs.store import CARE, batch_key
 from pressrun.jobs.submit import create_batch, create_file, create_job, delete_file, sweep_files
 from pressrun.workers.housekeeping import Housekeeper, Task
 
@@ -40,6 +41,13 @@ def tick(backend: Backend) -> None:
     Inline(backend).tick()
 
 
+def look_at_all(backend: Backend) -> None:
+    """As if some time had passed since housekeeping looked at them last."""
+    for key in CARE.values():
+        for raw in backend.redis.zrange(key, 0, -1):
+            backend.redis.zadd(key, {raw: 0})
+
+
 def upload(backend: Backend, num_lines: int = 1) -> str:
     lines = [LINE | {"custom_id": f"c{i}"} for i in range(num_lines)]
     return create_file(backend, filename="in.jsonl", purpose="batch", chunks=[encode(*lines)], tenant=TENANT).id
@@ -55,6 +63,7 @@ def run_to_the_end(backend: Backend, batch_id: str) -> Batch:
         if batch.status in ENDED and batch_id not in backend.store.active("batch") + backend.store.active("job"):
             return batch
         backend.redis.delete(f"pressrun:{{{batch_id}}}:lock")
+        look_at_all(backend)
         tick(backend)
         for shard in backend.shards.unsealed(batch_id):
             run_shard(backend, batch_id, shard)
@@ -133,18 +142,19 @@ def test_a_job_beyond_the_tenants_tokens_is_refused_and_leaves_nothing(backend: 
         ({"messages": [{"role": "user", "content": "x" * 8}], "max_tokens": 5}, 2 + 5),
         ({"messages": [{"role": "user", "content": "x" * 9}], "max_completion_tokens": 6, "max_tokens": 5}, 3 + 6),
         ({"messages": [{"role": "user", "content": "ü" * 4}], "max_tokens": 5, "n": 3}, 2 + 15),
-        ({"messages": [{"role": "user", "content": ""}]}, UNSAID_OUTPUT),
+        ({"messages": [{"role": "user", "content": ""}]}, DEFAULT_ANSWER_TOKENS),
         ({"prompt": "x" * 8, "max_tokens": 5}, 2 + 5),
         ({"prompt": ["x" * 8, "x" * 4], "max_tokens": 5}, 2 + 1 + 10),
         ({"prompt": [1, 2, 3], "max_tokens": 5}, 3 + 5),
         ({"prompt": [[1, 2, 3], [4]], "max_tokens": 5}, 4 + 10),
-        ({"prompt": ["x", 5], "max_tokens": -5, "n": "many"}, 1 + 2 * UNSAID_OUTPUT),
-        ({"messages": 7, "max_tokens": True}, 1),
-        ({}, UNSAID_OUTPUT),
+        ({"prompt": ["x", 5], "max_tokens": -5, "n": "many"}, 1 + 2 * COMPLETION_TOKENS),
+        ({"messages": 7, "max_tokens": True}, DEFAULT_ANSWER_TOKENS),
+        ({}, DEFAULT_ANSWER_TOKENS),
     ],
 )
 def test_tokens_are_told_from_bytes_and_from_what_is_asked_for(body: dict[str, Any], tokens: int) -> None:
-    assert estimate_tokens(body) == tokens
+    endpoint = COMPLETIONS if "prompt" in body else CHAT
+    assert math.ceil(asked_tokens(endpoint, body)) == tokens
 
 
 # Places
@@ -252,6 +262,7 @@ def lifetime(file_id: str, chance: random.Random) -> Callable[[Backend], None]:
         else:
             create(backend, file_id)
         for _ in range(4):
+            look_at_all(backend)
             tick(backend)
             for batch_id in backend.store.active("batch") + backend.store.active("job"):
                 for shard in backend.shards.unsealed(batch_id):

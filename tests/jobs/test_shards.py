@@ -8,7 +8,8 @@ import pytest
 from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import end_batch, fill_shard, give_up_on, seal_shard, validate_batch, wind_up
+from pressrun.jobs.finish import end_batch, give_up_on, seal_shard, validate_batch, wind_up
+from pressrun.jobs.lines import never_ran, requests_of
 from pressrun.jobs.records import Batch, BatchStatus, Claim, LineResult, ShardCommit, Usage
 from pressrun.jobs.store import batch_key
 
@@ -177,7 +178,7 @@ def test_ending_a_batch_again_after_a_crash_gives_the_same(
     def crash(*_: object, **__: object) -> None:
         raise Crash
 
-    target = {"nothing": "pressrun.jobs.finish._publish", "files": "pressrun.jobs.store.Store.move"}
+    target = {"nothing": "pressrun.jobs.finish.publish", "files": "pressrun.jobs.store.Store.move"}
     with monkeypatch.context() as patch:
         patch.setattr(target.get(done_before, "pressrun.jobs.finish._clean"), crash)
         with pytest.raises(Crash):
@@ -212,7 +213,13 @@ def test_a_shard_is_spent_when_its_claims_came_to_nothing_and_nobody_holds_it(
         assert spent(1) == ()
         backend.shards.release(taken, count_attempt=True)
     assert (spent(3), spent(4)) == ((1,), ())
-    fill_shard(backend, batch.id, 1, "worker_lost")
+    taken = claim(backend, batch, 1, "a")
+    commit(
+        backend,
+        taken,
+        [never_ran(line, "worker_lost") for line in requests_of(backend.blobs, taken.batch, taken.shard)],
+    )
+    backend.shards.release(taken, count_attempt=False)
     assert spent(3) == ()
     assert backend.store.batch(batch.id).counts.failed == 4
 

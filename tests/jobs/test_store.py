@@ -59,6 +59,13 @@ def test_a_batch_comes_back_with_every_field(store: Store) -> None:
     assert store.batch(batch.id) == batch
 
 
+def test_a_batch_of_a_version_before_comes_back_with_defaults(store: Store) -> None:
+    store.create_batch(new_batch(1))
+    new = ("strict", "paused", "estimated_tokens", "earlier_tokens", "generation", "priority", "tenant")
+    store.redis.hdel("pressrun:{batch_1}", *new)
+    assert store.batch("batch_1") == new_batch(1)
+
+
 def test_an_unknown_batch_or_file_is_not_found(store: Store) -> None:
     with pytest.raises(NotFound, match="No batch found with id 'batch_9'"):
         store.batch("batch_9")

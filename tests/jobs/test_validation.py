@@ -191,6 +191,13 @@ def test_a_flood_of_errors_is_cut_and_says_so() -> None:
     assert result.errors[-1].message == "1500 more errors are not listed."
 
 
+def test_of_a_flood_of_several_kinds_the_first_lines_are_listed_and_all_are_counted() -> None:
+    twice = encode(*(chat_line(f"c{i}") for i in range(600))) + b"\n"
+    result = check(b"{\n" * 600 + twice + twice * 2 + b"{\n" * 900, chunk=10_000)
+    assert [error.line for error in result.errors[:-1]] == [*range(1, 601), *range(1201, 1601)]
+    assert result.errors[-1].message == "1700 more errors are not listed."
+
+
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\n\n"])
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\n\n"])
 def test_shards_cover_every_request_and_nothing_else(newline: bytes, ending: bytes) -> None:

@@ -117,18 +117,16 @@ def test_a_batch_goes_from_creation_to_its_files(backend: Backend) -> None:
     assert queue_length(backend) == 0
 
 
-def test_only_a_window_of_a_batch_is_in_rq(backend: Backend) -> None:
+def test_no_more_is_in_rq_than_a_window(backend: Backend) -> None:
     batch = new_batch(backend, 200)
     with housekeepers(backend, 2):
         until(lambda: queue_length(backend) == 3)
         time.sleep(0.3)
         assert queue_length(backend) == 3
         assert len(backend.redis.keys(f"rq:job:{batch.id}*")) == 3
-        (first, *_) = queued_shards(backend)
-        assert first == (batch.id, 0)
-        run_shard(backend, *first)
-        until(lambda: queue_length(backend) == 1)
-        assert queued_shards(backend) == [(batch.id, 3)]
+        assert queued_shards(backend) == [(batch.id, shard) for shard in range(3)]
+        until(lambda: queue_length(backend) == 3)
+        assert queued_shards(backend) == [(batch.id, shard) for shard in range(3, 6)]
 
 
 def test_a_batch_of_bad_lines_fails_and_nothing_is_left_to_do(backend: Backend) -> None:
@@ -344,6 +342,26 @@ def test_housekeeping_waits_for_a_redis_that_is_away(tmp_path: Path) -> None:
                 work_until_ended(backend, batch)
             assert sorted(ids(backend, batch)["output"] + ids(backend, batch)["error"]) == names(8)
         valkey.kill()
+
+
+def test_what_is_in_hand_is_cared_for_while_redis_is_full_and_the_rest_goes_on_after(backend: Backend) -> None:
+    silent, late = (upload_batch(backend, [chat_line(f"c{i}") for i in range(8)]) for _ in range(2))
+    with housekeepers(backend):
+        until(lambda: len(queued_shards(backend)) > 0)
+        until(lambda: all(backend.store.batch(batch.id).status == "in_progress" for batch in (silent, late)))
+    assert backend.shards.claim(silent.id, 0, "silent", 0.0) is not None
+    backend.redis.hset(batch_key(late.id), "expires_at", 1)
+    backend.store.look_at(silent.id, late.id)
+    backend.redis.config_set("maxmemory", "1")
+    try:
+        Housekeeper(backend).tick()
+        assert backend.store.batch(late.id).closing == "expired"
+        assert backend.shards.num_leased(silent.id) == 0
+    finally:
+        backend.redis.config_set("maxmemory", "0")
+    with housekeepers(backend):
+        work_until_ended(backend, silent, late)
+    assert backend.store.batch(silent.id).status == "completed"
 
 
 def test_many_waiting_jobs_cost_little(backend: Backend) -> None:

@@ -1,0 +1,54 @@
+"""How many tokens a line will take, guessed from its body before any tokenizer sees it.
+
+A token is taken to be four bytes of prompt; an answer is taken to be as long as the model's answers were, but no longer
+than the line allows. What a body gets wrong is not judged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .arranging import prompt_bytes
+from .records import COMPLETIONS
+
+BYTES_PER_TOKEN = 4
+DEFAULT_ANSWER_TOKENS = 256.0  # Of a model that has answered nothing yet.
+MAX_CHOICES = 128  # A line that asks for more will be refused.
+COMPLETION_TOKENS = 16  # OpenAI's default for completions.
+MAX_TOKENS = 2**31 - 1  # No line is allowed more.
+
+
+def line_tokens(endpoint: str, body: Mapping[str, Any], answer_tokens: float = DEFAULT_ANSWER_TOKENS) -> float:
+    """Tokens of prompt and answers. `answer_tokens` is how long answers are, as far as is known."""
+    limit = _limit(endpoint, body)
+    answer = answer_tokens if limit is None else min(limit, answer_tokens)
+    return _prompt_tokens(body) + min(_count(body.get("n")) or 1, MAX_CHOICES) * answer * _num_prompts(body)
+
+
+def asked_tokens(endpoint: str, body: Mapping[str, Any]) -> float:
+    """Tokens of prompt and answers if these are as long as the line allows, which limits count."""
+    return line_tokens(endpoint, body, DEFAULT_ANSWER_TOKENS if _limit(endpoint, body) is None else float(MAX_TOKENS))
+
+
+def _limit(endpoint: str, body: Mapping[str, Any]) -> int | None:
+    default = COMPLETION_TOKENS if endpoint == COMPLETIONS else None
+    return _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or default
+
+
+def _prompt_tokens(body: Mapping[str, Any]) -> float:
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and prompt:
+        if isinstance(prompt[0], int):
+            return len(prompt)
+        return sum(_prompt_tokens({"prompt": one}) for one in prompt if isinstance(one, str | list))
+    return len(prompt_bytes(dict(body))) / BYTES_PER_TOKEN
+
+
+def _num_prompts(body: Mapping[str, Any]) -> int:
+    prompt = body.get("prompt")
+    return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None

@@ -1,0 +1,185 @@
+"""The line of batches that wait to be fed, and what their tenants were given: the policy's arguments, kept in Redis.
+
+Nothing here decides what is run exactly once. It is told again whenever a batch is looked at, so that what a dying
+process left untold is told by the next look. Knows nothing of RQ.
+
+| key | what |
+|---|---|
+| `pressrun:ready` | batches with waiting shards, as one line of text each |
+| `pressrun:flow-times`, `:floors` | virtual times of flows, and where a flow starts that was idle |
+| `pressrun:bills` | by batch: tokens that were charged for it, and where it started among its tenant's |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any
+
+from .forecast import Forecast, Foreseen
+from .policy import Candidate, Flow, Ledgers
+from .progress import Progress
+from .store import Store, _text
+
+READY, BILLS = "pressrun:ready", "pressrun:bills"
+TIMES, FLOORS = "pressrun:flow-times", "pressrun:floors"
+BUSY_SHARE = 0.05  # Of a process' time goes into reading the line, so that a long one is read less often.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Who waited at `read_at`, by `time.time()`. `ahead` tokens were fed before and have not finished."""
+
+    candidates: tuple[Candidate, ...]
+    ledgers: Ledgers
+    rate: float
+    num_workers: int
+    ahead: float
+    read_at: float
+
+    def forecast(self) -> Forecast:
+        return Forecast(self.candidates, self.ledgers, rate=self.rate, now=self.read_at, ahead=self.ahead)
+
+
+class Lineup:
+    """Thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._redis = store.redis
+        self._lock = Lock()
+        self._line: Line | None = None
+        self._forecast: Forecast | None = None
+        self._read_again_at = 0.0
+
+    def note(self, batches: Iterable[Progress], starts: Mapping[str, float] | None = None) -> None:
+        """Put batches into the line or take them out, as they stand, and charge what they owe."""
+        batches = list(batches)
+        ready = {batch.id: _packed(batch) for batch in batches if batch.in_line}
+        gone = [batch.id for batch in batches if not batch.in_line]
+        pipe = self._redis.pipeline(transaction=False)
+        if ready:
+            pipe.hset(READY, mapping=ready)  # type: ignore[arg-type]
+        if gone:
+            pipe.hdel(READY, *gone)
+        self._bill(batches, starts or {}, pipe)
+        pipe.execute()
+
+    def raise_floors(self, floors: Mapping[int, float]) -> None:
+        """Say where flows of each priority start that were idle; what is said to be lower than it was is not heard."""
+        args = [part for floor in floors.items() for part in floor]
+        self._store.scripts["bill"](keys=[TIMES, FLOORS, BILLS], args=[len(floors), *args])
+
+    def settle(self, batch: Progress) -> None:
+        """Charge an ended batch for what it has really used, and forget it."""
+        pipe = self._redis.pipeline(transaction=False)
+        self._bill([batch], {}, pipe)
+        pipe.execute()
+        self.forget(batch.id)
+
+    def forget(self, batch_id: str) -> None:
+        """A batch that is over, or gone, has no place in the line."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hdel(READY, batch_id)
+        pipe.hdel(BILLS, batch_id)
+        pipe.execute()
+
+    def read(self) -> Line:
+        """The line as it was a moment ago; the longer it takes to read, the less often it is read."""
+        with self._lock:
+            if self._line is None or time.monotonic() >= self._read_again_at:
+                started = time.monotonic()
+                self._line, self._forecast = self._read(), None
+                now = time.monotonic()
+                self._read_again_at = now + (now - started) / BUSY_SHARE
+            return self._line
+
+    def read_anew(self) -> None:
+        """Have the next `read` look again."""
+        with self._lock:
+            self._line = None
+
+    def forecast(self) -> Forecast:
+        """When the batches in line will end, as far as can be told now."""
+        line = self.read()
+        with self._lock:
+            if self._forecast is None or self._line is not line:
+                started = time.monotonic()
+                self._forecast = line.forecast()
+                self._read_again_at += (time.monotonic() - started) / BUSY_SHARE
+            return self._forecast
+
+    def foresee(self, candidate: Candidate) -> Foreseen | None:
+        """The forecast of a batch that is not in line yet, if it takes away no deadline that another one will meet."""
+        line = self.read()
+        others = [other for other in line.candidates if other.id != candidate.id]
+        without = replace(line, candidates=tuple(others)).forecast()
+        joined = replace(line, candidates=(*others, candidate)).forecast()
+        return joined.of(candidate.id) if joined.num_met > without.num_met else joined.by_share(candidate.id)
+
+    def is_empty(self) -> bool:
+        return not self._redis.hlen(READY)
+
+    def _bill(self, batches: Sequence[Progress], starts: Mapping[str, float], pipe: Any) -> None:
+        owing = [batch for batch in batches if batch.tokens_owed > 0]
+        if not owing:
+            return
+        weights = tenant_weights(self._store)
+        args: list[Any] = [0]
+        for batch in owing:
+            flow = f"{batch.priority} {batch.tenant}"
+            weight, start = weights.get(batch.tenant, 1.0), starts.get(batch.id, 0.0)
+            args += [batch.id, flow, batch.priority, weight, batch.tokens_owed, start]
+        self._store.scripts["bill"](keys=[TIMES, FLOORS, BILLS], args=args, client=pipe)
+
+    def _read(self) -> Line:
+        pipe = self._redis.pipeline(transaction=False)
+        for key in (READY, BILLS, TIMES, FLOORS):
+            pipe.hgetall(key)
+        ready, bills, times, floors = pipe.execute()
+        rows = [(_text(key), *_text(value).split(" ", 6)) for key, value in ready.items()]
+        speed = self._store.speed()
+        return Line(
+            candidates=tuple(_candidate(row, bills.get(row[0].encode())) for row in rows),
+            ledgers=Ledgers(
+                times={_flow(_text(key)): float(value) for key, value in times.items()},
+                floors={int(key): float(value) for key, value in floors.items()},
+                weights=tenant_weights(self._store),
+            ),
+            rate=speed.tokens_per_s,
+            num_workers=speed.num_workers,
+            ahead=sum(float(row[6]) for row in rows),
+            read_at=time.time(),
+        )
+
+
+def tenant_weights(store: Store) -> Mapping[str, float]:
+    """The weights of tenants that have one; the others weigh 1."""
+    return store.tenants.weights()
+
+
+def _packed(batch: Progress) -> str:
+    numbers = (batch.priority, batch.created_at, batch.expires_at, batch.waiting)
+    # The tenant comes last: its name may hold spaces.
+    return " ".join(map(str, (*numbers, f"{batch.shard_tokens:.1f}", f"{batch.tokens_out:.1f}", batch.tenant)))
+
+
+def _candidate(row: Sequence[str], bill: bytes | None) -> Candidate:
+    batch_id, priority, created_at, expires_at, waiting, shard_tokens, _, tenant = row
+    return Candidate(
+        id=batch_id,
+        tenant=tenant,
+        priority=int(priority),
+        created_at=int(created_at),
+        expires_at=int(expires_at),
+        num_shards=int(waiting),
+        shard_tokens=float(shard_tokens),
+        had=sum(map(float, bill.split())) if bill else None,
+    )
+
+
+def _flow(text: str) -> Flow:
+    priority, _, tenant = text.partition(" ")
+    return int(priority), tenant

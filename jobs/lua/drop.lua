@@ -1,0 +1,11 @@
+#!lua flags=allow-oom
+-- An ended batch needs neither shards nor care any more, unless it has been opened again.
+-- KEYS: batch, active batches, batches by their next look, then what is kept of its shards. ARGV: id, generation.
+-- Returns 1 if that is so.
+local batch = redis.call('HMGET', KEYS[1], 'status', 'generation')
+local open = {validating = true, in_progress = true, finalizing = true, cancelling = true}
+if batch[1] and (open[batch[1]] or (batch[2] or '0') ~= ARGV[2]) then return 0 end
+redis.call('DEL', unpack(KEYS, 4))
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
+return 1

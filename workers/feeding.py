@@ -1,0 +1,111 @@
+"""Putting batches' shards into RQ, in the policy's order and no more than will soon be taken.
+
+What waits in RQ can no longer be overtaken, so it is kept short: as much as the workers take while nobody looks. Every
+worker has a feeder; one at a time feeds. Should one stall until another takes over, what it does late is only that a
+few shards more are queued, each of them once. Knows nothing of lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from redis.exceptions import LockNotOwnedError
+
+from ..jobs.backend import Backend
+from ..jobs.lineup import Line
+from ..jobs.policy import Turns, raised_floors, shares_within
+from ..jobs.progress import progress_of
+from ..jobs.queue import enqueue, forget, queue_length
+
+LOCK, LOCK_S = "pressrun:feeding", 5.0  # Much longer than a round takes, and shorter than what workers have in hand.
+FIRST, LEAST = 8, 2  # Shards for each worker.
+GROWTH, SHRINK = 4, 0.99  # By a look at which none, and some, were left.
+
+
+class Window:
+    """How many shards may wait in RQ: many more whenever none were left, and slowly fewer otherwise."""
+
+    def __init__(self) -> None:
+        self._size: float | None = None
+
+    def size(self, num_left: int, *, num_workers: int, most: int) -> int:
+        """The size now; it stays between `LEAST` and `most` shards a worker."""
+        workers = max(1, num_workers)
+        if self._size is None:
+            self._size = FIRST * workers
+        else:
+            self._size *= SHRINK if num_left else GROWTH
+        self._size = min(max(self._size, LEAST * workers), most * workers)
+        return int(self._size)
+
+
+class Feeder:
+    """Call `feed` often."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._window = Window()
+        self._line: Line | None = None
+        self._turns: Turns | None = None
+
+    def feed(self) -> list[str]:
+        """Queue what there is room for. Returns the batches that were fed."""
+        lineup = self._backend.lineup
+        if lineup.is_empty():
+            return []
+        num_left = queue_length(self._backend.redis, "batch")
+        workers = lineup.read().num_workers
+        room = self._window.size(num_left, num_workers=workers, most=self._backend.settings.feed_window) - num_left
+        if room <= 0:
+            return []
+        with self._alone() as alone:
+            return self._feed(room) if alone else []
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        lock = self._backend.redis.lock(LOCK, timeout=LOCK_S, blocking=False)
+        if not lock.acquire():
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with suppress(LockNotOwnedError):
+                lock.release()
+
+    def _feed(self, room: int) -> list[str]:
+        order = self._next(room)
+        wanted = Counter(order)
+        drawn = self._backend.shards.draw(wanted.items())
+        shards = {batch_id: deque(taken) for batch_id, taken in zip(wanted, drawn, strict=True)}
+        queued = [(batch_id, shards[batch_id].popleft()) for batch_id in order if shards[batch_id]]
+        if queued:
+            # They are nobody else's until they are in RQ, so this is the place to clear away traces of an earlier run,
+            # such as the job of a worker that died.
+            forget(self._backend.redis, "batch", queued)
+            enqueue(self._backend.redis, "batch", queued)
+        if len(queued) < room:
+            self._backend.lineup.read_anew()  # There is more by now, or less than it seemed.
+        self._tell(list(wanted))
+        return list(wanted)
+
+    def _next(self, room: int) -> list[str]:
+        lineup = self._backend.lineup
+        line = lineup.read()
+        if line is not self._line or self._turns is None:
+            self._line = line
+            lineup.raise_floors(raised_floors(line.candidates, line.ledgers))
+            self._turns = Turns(line.candidates, line.ledgers, rate=line.rate, now=time.time())
+        return self._turns.take(room)
+
+    def _tell(self, batch_ids: list[str]) -> None:
+        """What was fed is charged for, and who has nothing left leaves the line."""
+        if self._line is None or not batch_ids:
+            return
+        standings = shares_within(self._line.candidates)
+        starts = {batch_id: standings[batch_id].had for batch_id in batch_ids}
+        self._backend.lineup.note(progress_of(self._backend.store, batch_ids), starts)
+        self._backend.store.look_at(*batch_ids)
