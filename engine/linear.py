@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.gated_product import gated_product
+from ..kernels.reference.silu_mul import gated
 from ..kernels.silu_mul import silu_mul
 
 # Rows of input for which oneDNN chooses its layout. Measured on an EPYC 9004 from 32 to 2048 rows: it serves them all.
@@ -152,10 +153,7 @@ class GatedLinear(Linear):
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         if self._packed_parts:
-            gate, up = self._packed_parts
-            activated = torch.ops.mkldnn._linear_pointwise(x_TK, *gate, "swish", [], "")
-            out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x_TK, activated, *up, "mul")
-            return out
+            return gated(*(product(x_TK, *part, is_packed=True) for part in self._packed_parts))
         if self.bias_N is not None:
             return silu_mul(super().__call__(x_TK))
         return gated_product(x_TK, self.weight_NK)

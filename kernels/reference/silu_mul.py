@@ -13,6 +13,10 @@ def silu_mul(gate_up_T2F: Tensor) -> Tensor:
     The arithmetic is float32 (float64 for float64 input) with one rounding at the end. Source: Shazeer 2020 (SwiGLU),
     https://arxiv.org/abs/2002.05202.
     """
-    wide = torch.promote_types(gate_up_T2F.dtype, torch.float32)
-    gate_TF, up_TF = gate_up_T2F[..., 0::2], gate_up_T2F[..., 1::2]
-    return torch.nn.functional.silu(gate_TF.to(wide)).mul_(up_TF.to(wide)).to(gate_up_T2F.dtype)
+    return gated(gate_up_T2F[..., 0::2], gate_up_T2F[..., 1::2])
+
+
+def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """The same of two tensors."""
+    wide = torch.promote_types(gate_TF.dtype, torch.float32)
+    return torch.nn.functional.silu(gate_TF.to(wide)).mul_(up_TF.to(wide)).to(gate_TF.dtype)
