@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from .arranging import Beginnings
 from .errors import BlobMissing, UserError
 from .estimate import estimate_tokens
+from .line_options import line_options
 from .lines import split_lines
 from .records import CHAT, Batch, BatchError, Shard
 from .settings import Settings
@@ -193,6 +194,10 @@ def _check_envelope(batch: Batch, line: dict[str, Any], number: int, found: _Fin
             "The URL provided for this request does not match the batch endpoint.",
             "url",
         )
+    try:
+        line_options(line.get("pressrun"))
+    except UserError as error:
+        found.add(number, error.code or "invalid_request", error.message, error.param)
 
 
 def _check_body(batch: Batch, body: dict[str, Any], number: int, models: set[str], found: _Findings) -> None:
