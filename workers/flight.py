@@ -24,6 +24,7 @@ from .twins import Answer, Answers, Twin
 
 DEATHS_ALONE = 2  # The first may be an accident.
 TWIN_SHARE = 1 / 16  # Of a line's work, so that a batch of nothing but twins is not taken in whole.
+MOST_ENDED = 256  # In one go: the leases of thousands of twins must not lapse while their answers are written.
 LATE = Answer(error="line_timeout")
 
 
@@ -57,7 +58,7 @@ class Flight:
         self._twins: dict[Twin, Run] = {}
         self._answers = Answers()
         self._deadlines = Deadlines(max_line_s, clock=clock)
-        self._ended: list[Flying] = []
+        self._ended: deque[Flying] = deque()
         self._ready: deque[Run] = deque()
         self._inside: set[str] = set()
         self._suspects: list[list[Run]] = []
@@ -108,7 +109,7 @@ class Flight:
             self._ready.clear()
 
     def take(self, outputs: Iterable[Output]) -> list[Flying]:
-        """The lines that have ended: with these outputs, or with an answer that was known."""
+        """Lines that have ended: with these outputs, with earlier ones, or with an answer that was known."""
         for output in outputs:
             name, _, place = output.id.partition(".")
             run = self._runs.get(name)
@@ -116,8 +117,7 @@ class Flight:
                 continue  # Aborted meanwhile.
             if run.take(int(place), output):
                 self._ended += self._end(run, run.answer())
-        ended, self._ended = self._ended, []
-        return ended
+        return [self._ended.popleft() for _ in range(min(MOST_ENDED, len(self._ended)))]
 
     def expire(self) -> list[Flying]:
         """Give up the lines that have had their time in the engine."""

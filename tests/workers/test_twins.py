@@ -14,7 +14,7 @@ from pressrun.engine.request import Output, TokenLogprob
 from pressrun.jobs.requests import parse_body
 from pressrun.workers.echo_engine import ByteTokenizer, EchoFactory
 from pressrun.workers.engine_process import EngineProcess
-from pressrun.workers.flight import TWIN_SHARE, Flight
+from pressrun.workers.flight import MOST_ENDED, TWIN_SHARE, Flight
 from pressrun.workers.twins import Answer, Answers, digest_of
 from pressrun.workers.worker import PressrunWorker
 
@@ -136,6 +136,15 @@ def test_many_lines_that_wait_for_one_run_hold_one_prompt(flight: Flight, inbox:
     assert len(ended) == 3
     assert len({id(flying.prepared.prompts) for flying in ended}) == 1
     assert len({id(flying.prepared.line.body) for flying in ended}) == 1
+
+
+def test_a_great_many_twins_end_in_portions(flight: Flight, inbox: Inbox) -> None:
+    flight.add(shard(), same(2 * MOST_ENDED + 1))
+    flight.pump()
+    sizes = [len(flight.take(inbox.answer_all()))]
+    while flight.has_ended_lines:
+        sizes.append(len(flight.take([])))
+    assert sizes == [MOST_ENDED, MOST_ENDED, 1]
 
 
 def test_a_run_goes_on_for_the_twins_of_a_line_that_is_dropped(flight: Flight, inbox: Inbox) -> None:
