@@ -21,6 +21,8 @@ ERROR_TEXTS = {
     "batch_expired": "This request could not be executed before the completion window expired.",
     "engine_crashed": "This request could not be executed: the engine crashed on it again and again.",
     "engine_hung": "This request could not be executed: the engine hung on it again and again.",
+    "line_timeout": "This request could not be finished within its time: its own pressrun.timeout_s, or the service's "
+    "PRESSRUN_MAX_LINE_SECONDS.",
     "worker_lost": "This request could not be executed: its worker was lost on every attempt.",
 }
 UNRUN = ("batch_cancelled", "batch_expired")
@@ -46,8 +48,7 @@ def read_requests(chunks: Iterable[bytes], *, first: int, longest: int) -> Itera
     for _, raw in split_lines(chunks, longest=longest):
         if not raw.strip():
             continue
-        fields = json.loads(raw)
-        yield Line(index=index, custom_id=fields["custom_id"], url=fields["url"], body=fields["body"])
+        yield _line(index, raw)
         index += 1
 
 
@@ -61,9 +62,18 @@ def requests_of(blobs: Blobs, batch: Batch, shard: Shard) -> Iterator[Line]:
 
 def _read_arranged(chunks: Iterable[bytes], *, longest: int) -> Iterator[Line]:
     for _, raw in split_lines(chunks, longest=longest):
-        index, request = split_label(raw)
-        fields = json.loads(request)
-        yield Line(index=index, custom_id=fields["custom_id"], url=fields["url"], body=fields["body"])
+        yield _line(*split_label(raw))
+
+
+def _line(index: int, raw: bytes) -> Line:
+    fields = json.loads(raw)
+    return Line(
+        index=index,
+        custom_id=fields["custom_id"],
+        url=fields["url"],
+        body=fields["body"],
+        options=fields.get("pressrun"),
+    )
 
 
 def label(index: int) -> bytes:

@@ -216,12 +216,16 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One request of a batch. `index` is its 0-based place among the batch's requests."""
+    """One request of a batch. `index` is its 0-based place among the batch's requests.
+
+    `options` is what it asks of Pressrun itself, as it was sent (`line_options.py`).
+    """
 
     index: int
     custom_id: str
     url: str
     body: dict[str, Any]
+    options: object = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,13 @@ class Settings(BaseSettings):
         description="Seconds that the engine may do nothing with lines in it, before it is taken to hang and started "
         "again; longer than any step may take. 0: for ever.",
     )
+    max_line_seconds: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time of a line in the engine, in seconds, before it fails as line_timeout; waiting there "
+        "for its turn counts. Unset: no limit.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and KV cache."
     )

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from .arranging import Beginnings
 from .errors import BlobMissing, UserError
 from .estimates import DEFAULT_ANSWER_TOKENS, asked_tokens, line_tokens
+from .line_options import line_options
 from .lines import split_lines
 from .records import CHAT, Batch, BatchError, Shard
 from .settings import Settings
@@ -236,6 +237,10 @@ def _check_envelope(batch: Batch, line: dict[str, Any], number: int, found: _Fin
             "The URL provided for this request does not match the batch endpoint.",
             "url",
         )
+    try:
+        line_options(line.get("pressrun"))
+    except UserError as error:
+        found.add(number, error.code or "invalid_request", error.message, error.param)
 
 
 def _check_body(batch: Batch, body: dict[str, Any], number: int, models: set[str], found: _Findings) -> None:

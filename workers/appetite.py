@@ -29,7 +29,7 @@ class Appetite:
         pairs = zip(prepared.prompts, prepared.params, strict=True)
         return prepared.body.n * sum(len(prompt) + min(params.max_tokens, self._output) for prompt, params in pairs)
 
-    def wanted(self, load: Load, num_lines: int, weight: float) -> int:
+    def wanted(self, load: Load, num_lines: float, weight: float) -> int:
         """How many lines to take on beside `num_lines` in hand, which weigh `weight`."""
         by_rows = LOADS * load.num_rows - num_lines
         room = LOADS * load.num_pages * load.page_size - weight

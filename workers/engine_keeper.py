@@ -9,10 +9,10 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from typing import Literal
 
 from .engine_process import EngineDied, EngineProcess
-from .flight import Flight, Flying
+from .flight import Flight
+from .runs import Flying
 from .waker import Waker
 from .watchdog import Watchdog
 
@@ -25,11 +25,10 @@ MOST_DEATHS = 24  # Enough to single out one line of thousands; more, and it is 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """Lines that are complete, and lines that are given up because the engine dies of them, with the error's code."""
+    """Lines that are answered, and lines that are given up, each with its error's code."""
 
     complete: list[Flying]
-    deadly: list[Flying]
-    code: Literal["engine_crashed", "engine_hung"] = "engine_crashed"
+    given_up: list[tuple[Flying, str]]
 
 
 class EngineKeeper:
@@ -41,6 +40,7 @@ class EngineKeeper:
         self._hung, self._killed_at = False, 0.0
         self._start_at = 0.0
         self._deaths = 0
+        self._progress = 0
         self.ready = False
 
     @property
@@ -65,9 +65,14 @@ class EngineKeeper:
         self.ready = self.ready or up
         if outputs:
             self._deaths = 0
-        complete = self._flight.take(outputs)
+        ended = self._flight.take(outputs) + self._expired()
         self._watch()
-        return Heard(complete=complete, deadly=[])
+        return _heard(ended)
+
+    def _expired(self) -> list[Flying]:
+        """Lines whose time is up. While the engine gets nowhere, none is: the watchdog finds out whose doing it is."""
+        before, self._progress = self._progress, self._engine.progress
+        return [] if self._progress == before else self._flight.expire()
 
     def _watch(self) -> None:
         """Kill an engine that hangs: the next `hear` finds it dead. End with one that cannot be killed."""
@@ -88,9 +93,17 @@ class EngineKeeper:
         log.error("%s (%d in a row, with %d lines in hand)", death, self._deaths, len(self._flight))
         if not self.ready or self.worn_out:
             raise death
-        deadly = self._flight.engine_died()
         hung, self._hung = self._hung, False
-        for flying in deadly:
-            log.error("line %r kills the engine and is given up", flying.prepared.line.custom_id)
+        deadly = self._flight.engine_died("engine_hung" if hung else "engine_crashed")
+        if deadly:
+            named = deadly[0].prepared.line.custom_id, len(deadly) - 1
+            log.error("line %r kills the engine and is given up, with %d others that ask the same", *named)
         self._start_at = time.monotonic() + min(RESTART_S * 2 ** (self._deaths - 1), LONGEST_RESTART_S)
-        return Heard(complete=[], deadly=deadly, code="engine_hung" if hung else "engine_crashed")
+        return _heard(deadly)
+
+
+def _heard(ended: list[Flying]) -> Heard:
+    return Heard(
+        complete=[flying for flying in ended if flying.error is None],
+        given_up=[(flying, flying.error) for flying in ended if flying.error is not None],
+    )

@@ -1,5 +1,7 @@
 """The lines that are in the engine, or ready to be: sending, gathering, aborting, and finding out which line kills it.
 
+Lines that are bound to get the same answer share a run.
+
 When the engine dies, the lines that were in it are tried again in halves, a half at a time and nothing beside it. The
 half that kills it again is halved in turn, until the one line that does it is alone.
 Knows nothing of processes or of Redis.
@@ -7,17 +9,23 @@ Knows nothing of processes or of Redis.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
 from ..engine.request import Output, Request
+from .deadlines import Deadlines
 from .prompts import Prepared
+from .runs import Flying, Run
 from .shard import RunningShard
+from .twins import Answer, Answers, Twin
 
 DEATHS_ALONE = 2  # The first may be an accident.
+TWIN_SHARE = 1 / 16  # Of a line's work, so that a batch of nothing but twins is not taken in whole.
+MOST_ENDED = 256  # In one go: the leases of thousands of twins must not lapse while their answers are written.
+LATE = Answer(error="line_timeout")
 
 
 class Sink(Protocol):
@@ -27,40 +35,33 @@ class Sink(Protocol):
     def abort(self, ids: Iterable[str]) -> None: ...
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Flying:
-    """One line on its way: what has come back of it so far, and how often the engine died with it alone inside."""
-
-    name: str
-    shard: RunningShard
-    prepared: Prepared
-    weight: float
-    outputs: dict[int, Output] = field(default_factory=dict)
-    deaths_alone: int = 0
-
-    @property
-    def ids(self) -> list[str]:
-        return [f"{self.name}.{place}" for place in range(self.prepared.num_choices)]
-
-    @property
-    def interactive(self) -> bool:
-        return self.shard.ticket.interactive
-
-    def ordered_outputs(self) -> list[Output]:
-        return [self.outputs[place] for place in range(self.prepared.num_choices)]
-
-
 class Flight:
-    """All lines in hand, by name. `pump` sends what may be sent now."""
+    """All lines in hand. `pump` sends what may be sent now, `take` gives what has ended.
 
-    def __init__(self, sink: Sink, *, weigh: Callable[[Prepared], float]) -> None:
+    A line waits for the run of a twin that is on its way, and takes the answer of one that has just ended. A run goes
+    on for as long as one of its lines is wanted, whichever it was begun for.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        weigh: Callable[[Prepared], float],
+        max_line_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._sink = sink
         self._weigh = weigh
         self._names = count()
-        self._lines: dict[str, Flying] = {}
-        self._ready: deque[Flying] = deque()
+        self._lines: dict[Flying, Run] = {}
+        self._runs: dict[str, Run] = {}
+        self._twins: dict[Twin, Run] = {}
+        self._answers = Answers()
+        self._deadlines = Deadlines(max_line_s, clock=clock)
+        self._ended: deque[Flying] = deque()
+        self._ready: deque[Run] = deque()
         self._inside: set[str] = set()
-        self._suspects: list[list[Flying]] = []
+        self._suspects: list[list[Run]] = []
         self._on_trial = False
         self.weight = 0.0
         self.num_interactive = 0
@@ -69,19 +70,32 @@ class Flight:
         return len(self._lines)
 
     @property
+    def num_batch(self) -> float:
+        """Lines of batches, as far as they are work: what shares another's run is next to none."""
+        num_runs = len(self._runs) - self.num_interactive
+        num_lines = len(self._lines) - self.num_interactive
+        return num_runs + (num_lines - num_runs) * TWIN_SHARE
+
+    @property
     def num_inside(self) -> int:
-        """Lines that the engine has."""
+        """Runs that the engine has."""
         return len(self._inside)
+
+    @property
+    def has_ended_lines(self) -> bool:
+        """Whether `take` has something to give without any output."""
+        return bool(self._ended)
 
     def add(self, shard: RunningShard, lines: Iterable[Prepared]) -> None:
         """Take on lines of a shard."""
         for prepared in lines:
-            name = str(next(self._names))
-            flying = Flying(name=name, shard=shard, prepared=prepared, weight=self._weigh(prepared))
-            self._lines[name] = flying
-            self.weight += flying.weight
-            self.num_interactive += flying.interactive
-            self._ready.append(flying)
+            flying = Flying(shard=shard, prepared=prepared)
+            known = self._answers.find(flying.twin)
+            if known is None:
+                self._board(flying)
+            else:
+                flying.end(known, is_twin=True)
+                self._ended.append(flying)
 
     def pump(self) -> None:
         """Send what is ready; while there are suspects, one group of them at a time and nothing else."""
@@ -95,57 +109,117 @@ class Flight:
             self._ready.clear()
 
     def take(self, outputs: Iterable[Output]) -> list[Flying]:
-        """The lines that these outputs complete."""
-        done = []
+        """Lines that have ended: with these outputs, with earlier ones, or with an answer that was known."""
         for output in outputs:
             name, _, place = output.id.partition(".")
-            flying = self._lines.get(name)
-            if flying is None or output.finish_reason is None:
+            run = self._runs.get(name)
+            if run is None or output.finish_reason is None:
                 continue  # Aborted meanwhile.
-            flying.outputs[int(place)] = output
-            if len(flying.outputs) == flying.prepared.num_choices:
-                self._forget(flying)
-                done.append(flying)
-        return done
+            if run.take(int(place), output):
+                self._ended += self._end(run, run.answer())
+        return [self._ended.popleft() for _ in range(min(MOST_ENDED, len(self._ended)))]
+
+    def expire(self) -> list[Flying]:
+        """Give up the lines that have had their time in the engine."""
+        overdue = self._deadlines.overdue()
+        for flying in overdue:
+            self._leave(flying)
+            flying.end(LATE, is_twin=False)
+        return overdue
 
     def drop(self, shard: RunningShard) -> None:
-        """Let a shard's lines go, and abort those that the engine has."""
-        gone = [flying for flying in self._lines.values() if flying.shard is shard]
-        for flying in gone:
-            if flying.name in self._inside:
-                self._sink.abort(flying.ids)
-            self._forget(flying)
+        """Let a shard's lines go, and abort what the engine runs for them alone."""
+        for flying in [flying for flying in self._lines if flying.shard is shard]:
+            self._leave(flying)
 
-    def engine_died(self) -> list[Flying]:
+    def engine_died(self, code: str = "engine_crashed") -> list[Flying]:
         """The engine is gone, and with it all that was inside; what it answered in part runs again.
 
-        Returns lines that are given up, because the engine died of them.
+        Returns lines that are given up with `code`, because the engine died of them.
         """
-        suspects = sorted((self._lines[name] for name in self._inside), key=lambda flying: int(flying.name))
+        suspects = sorted((self._runs[name] for name in self._inside), key=lambda run: int(run.name))
         self._inside.clear()
-        for flying in suspects:
-            flying.outputs.clear()
+        for run in suspects:
+            run.outputs.clear()
+            for flying in run.lines:
+                self._deadlines.forget(flying)  # What another line may have done is not to cost this one its time.
         if len(suspects) == 1:
             (culprit,) = suspects
             culprit.deaths_alone += 1
             if culprit.deaths_alone >= DEATHS_ALONE:
-                self._forget(culprit)
-                return [culprit]
+                return self._end(culprit, Answer(error=code))
         middle = (len(suspects) + 1) // 2
         self._suspects += [half for half in (suspects[middle:], suspects[:middle]) if half]
         return []
 
-    def _send(self, lines: Iterable[Flying]) -> None:
-        """Give the engine those of the lines that are still wanted."""
+    def _board(self, flying: Flying) -> None:
+        """Let a line wait for the run of its twin, or for a run of its own."""
+        run = None if flying.twin is None else self._twins.get(flying.twin)
+        if run is None:
+            run = self._open(flying)
+        run.take_on(flying)
+        self._lines[flying] = run
+        self.num_interactive += flying.interactive
+        if run.name in self._inside:
+            self._deadlines.start(flying)
+
+    def _open(self, flying: Flying) -> Run:
+        prepared = flying.prepared
+        run = Run(
+            name=str(next(self._names)),
+            prepared=prepared,
+            twin=flying.twin,
+            interactive=flying.interactive,
+            weight=self._weigh(prepared),
+        )
+        self._runs[run.name] = run
+        if run.twin is not None:
+            self._twins[run.twin] = run
+        self.weight += run.weight
+        self._ready.append(run)
+        return run
+
+    def _send(self, runs: Iterable[Run]) -> None:
+        """Give the engine those of the runs that are still wanted."""
         requests: list[Request] = []
-        for flying in lines:
-            if flying.name in self._lines:
-                self._inside.add(flying.name)
-                requests += flying.prepared.requests(flying.name, -1 if flying.interactive else 0)
+        for run in runs:
+            if run.name not in self._runs:
+                continue
+            self._inside.add(run.name)
+            for flying in run.lines:
+                self._deadlines.start(flying)
+            requests += run.prepared.requests(run.name, -1 if run.interactive else 0)
         self._sink.add(requests)
 
-    def _forget(self, flying: Flying) -> None:
-        del self._lines[flying.name]
-        self._inside.discard(flying.name)
-        self.weight -= flying.weight
+    def _end(self, run: Run, answer: Answer) -> list[Flying]:
+        """The run's lines, ended: the first of them as the one that it was for."""
+        twins_answer = answer
+        if run.twin is not None:
+            twins_answer = run.for_twins(answer)
+            self._answers.keep(run.twin, twins_answer)
+        self._inside.discard(run.name)
+        first, *twins = ended = list(run.lines)
+        for flying in ended:
+            self._leave(flying)
+        first.end(answer, is_twin=False)
+        for flying in twins:
+            flying.end(twins_answer, is_twin=True)
+        return ended
+
+    def _leave(self, flying: Flying) -> None:
+        """Take a line off its run, and stop the run that was for nobody else."""
+        run = self._lines.pop(flying)
+        del run.lines[flying]
+        self._deadlines.forget(flying)
         self.num_interactive -= flying.interactive
+        if not run.lines:
+            self._close(run)
+
+    def _close(self, run: Run) -> None:
+        if run.name in self._inside:
+            self._inside.discard(run.name)
+            self._sink.abort(run.ids)
+        del self._runs[run.name]
+        if run.twin is not None:
+            del self._twins[run.twin]
+        self.weight -= run.weight

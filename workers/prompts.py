@@ -15,9 +15,11 @@ from typing import Protocol
 from ..engine.expand import expand
 from ..engine.request import ModelInfo, Request, SamplingParams
 from ..jobs.errors import UserError
+from ..jobs.line_options import line_options
 from ..jobs.lines import refused
 from ..jobs.records import Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
+from .twins import digest_of
 
 log = logging.getLogger(__name__)
 Body = ChatCompletionRequest | CompletionRequest
@@ -36,12 +38,17 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A line that is ready to run: `body.n` choices of every prompt; `params` go with `prompts`."""
+    """A line that is ready to run: `body.n` choices of every prompt; `params` go with `prompts`.
+
+    Lines with the same `twin` are bound to get the same answer. After `timeout_s` in the engine it is given up.
+    """
 
     line: Line
     body: Body
     prompts: tuple[Sequence[int], ...]
     params: tuple[SamplingParams, ...]
+    twin: bytes | None = None
+    timeout_s: float | None = None
 
     @property
     def num_choices(self) -> int:
@@ -71,17 +78,19 @@ class Prompts:
 
     def _prepare(self, line: Line) -> Prepared | LineResult:
         try:
+            options = line_options(line.options)
             body = parse_body(line.url, line.body)
             self._check_model(body)
             prompts = self._tokens(body)
             params = tuple(self._params(body, prompt) for prompt in prompts)
+            twin = digest_of(line.url, body)
         except UserError as error:
             return refused(line, error)
         except Exception:
             # The edge of one line: whatever a tokenizer or template does with it, its neighbours are to run.
             log.exception("line %d (%r) could not be prepared", line.index, line.custom_id)
             return refused(line, UserError("The request could not be prepared.", status=500, code="server_error"))
-        return Prepared(line=line, body=body, prompts=prompts, params=params)
+        return Prepared(line=line, body=body, prompts=prompts, params=params, twin=twin, timeout_s=options.timeout_s)
 
     def _check_model(self, body: Body) -> None:
         if body.model != self.model:

@@ -80,7 +80,7 @@ class PressrunWorker(RqDesk):
         self.waker = Waker()
         self.appetite = Appetite()
         self.meter = Meter()
-        self.flight = Flight(engine, weigh=self.appetite.weight)
+        self.flight = Flight(engine, weigh=self.appetite.weight, max_line_s=settings.max_line_seconds)
         self.keeper = EngineKeeper(engine, self.flight, self.waker, stall_s=settings.engine_stall_s)
         self.ledger = Ledger(backend, self.waker, self._patiently)
         self.intake: Intake | None = None
@@ -175,17 +175,18 @@ class PressrunWorker(RqDesk):
 
     def _hear_engine(self) -> None:
         busy, tokens = len(self.flight) > 0, 0
-        heard = self.keeper.hear(min(TICK_S, self.backend.settings.commit_interval_s / 2))
+        tick = min(TICK_S, self.backend.settings.commit_interval_s / 2)
+        heard = self.keeper.hear(0.0 if self.flight.has_ended_lines else tick)
         for flying in heard.complete:
-            outputs = flying.ordered_outputs()
-            for output in outputs:
+            outputs = flying.outputs
+            for output in () if flying.is_twin else outputs:
                 self.appetite.learn(len(flying.prepared.prompts[0]), len(output.token_ids))
             result = result_of(flying.prepared, outputs, self.tokenizer)
             tokens += result.usage.input_tokens + result.usage.output_tokens
             self.ledger.enter(flying.shard, result)
         self.meter.note(time.monotonic(), busy=busy, tokens=tokens)
-        for flying in heard.deadly:
-            self.ledger.enter(flying.shard, never_ran(flying.prepared.line, heard.code))
+        for flying, code in heard.given_up:
+            self.ledger.enter(flying.shard, never_ran(flying.prepared.line, code))
         if self.intake is None and self.engine.info is not None:
             self._open_for_business(self.engine.info)
 
@@ -210,7 +211,7 @@ class PressrunWorker(RqDesk):
         if self.intake is None or load is None or self._stop_at is not None or self._suspended:
             return
         lines = self.backend.settings.shard_lines
-        in_hand = len(self.flight) - self.flight.num_interactive + self.intake.num_batch * lines
+        in_hand = self.flight.num_batch + self.intake.num_batch * lines
         wanted = self.appetite.wanted(load, in_hand, self.flight.weight)
         urgent = self.appetite.wanted(load, self.flight.num_interactive + self.intake.num_interactive, 0.0)
         if not self._is_due("take", TICK_S):

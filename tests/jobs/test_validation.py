@@ -80,6 +80,36 @@ def without(name: str) -> dict[str, Any]:
             "body.model",
             "The model 'm2' for this request does not match the rest of the batch.",
         ),
+        (
+            chat_line("a") | {"pressrun": 5},
+            "invalid_type",
+            "pressrun",
+            "Invalid type for 'pressrun': expected an object, but got an integer instead.",
+        ),
+        (
+            chat_line("a") | {"pressrun": {"timeout": 5}},
+            "unknown_parameter",
+            "pressrun.timeout",
+            "Unknown parameter: 'pressrun.timeout'.",
+        ),
+        (
+            chat_line("a") | {"pressrun": {"timeout_s": 0}},
+            "invalid_value",
+            "pressrun.timeout_s",
+            "Invalid value for 'pressrun.timeout_s': input should be greater than 0.",
+        ),
+        (
+            chat_line("a") | {"pressrun": {"timeout_s": "5"}},
+            "invalid_type",
+            "pressrun.timeout_s",
+            "Invalid type for 'pressrun.timeout_s': expected a number, but got a string instead.",
+        ),
+        (
+            json.dumps(chat_line("a") | {"pressrun": {"timeout_s": "X"}}).replace('"X"', "1e999").encode(),
+            "invalid_value",
+            "pressrun.timeout_s",
+            "Invalid value for 'pressrun.timeout_s': input should be a finite number.",
+        ),
     ],
 )
 def test_a_bad_line_is_named_with_its_code_and_number(line: Any, code: str, param: str | None, message: str) -> None:
@@ -105,6 +135,13 @@ def test_a_bad_line_is_named_with_its_code_and_number(line: Any, code: str, para
 def test_what_only_looks_like_json_is_not(raw: bytes) -> None:
     result = check(encode(chat_line("first"), raw), chunk=1000)
     assert [(e.line, e.code) for e in result.errors] == [(2, "invalid_json_line")]
+
+
+@pytest.mark.parametrize("options", [None, {}, {"timeout_s": None}, {"timeout_s": 1}, {"timeout_s": 0.5}])
+def test_a_line_may_say_how_long_it_may_take(options: Any) -> None:
+    raw = encode(chat_line("a") | {"pressrun": options})
+    assert check(raw).errors == ()
+    assert [line.options for line in read_requests([raw], first=0, longest=1000)] == [options]
 
 
 @pytest.mark.parametrize("number", ["1e999", "-0.0", "1" * 4000, "1.5e-400"])

@@ -2,73 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
-from types import SimpleNamespace
-from typing import Any, cast
-
 import pytest
 
-from pressrun.engine.request import ModelInfo, Output, Request
-from pressrun.jobs.records import Batch, Claim, Line, Shard
-from pressrun.workers.echo_engine import ByteTokenizer
+from pressrun.engine.request import Output
 from pressrun.workers.flight import Flight
-from pressrun.workers.prompts import Prepared, Prompts
-from pressrun.workers.shard import RunningShard
 
-
-class Inbox:
-    """An engine that only remembers what it was given."""
-
-    def __init__(self) -> None:
-        self.requests: dict[str, Request] = {}
-
-    def add(self, requests: Sequence[Request]) -> None:
-        assert not self.requests.keys() & {request.id for request in requests}
-        self.requests |= {request.id: request for request in requests}
-
-    def abort(self, ids: Iterable[str]) -> None:
-        for gone in ids:
-            del self.requests[gone]
-
-    def answer_all(self) -> list[Output]:
-        outputs = [Output(id=name, token_ids=[1], finish_reason="stop") for name in self.requests]
-        self.requests.clear()
-        return outputs
-
-    def prompts(self) -> list[str]:
-        return [bytes(request.prompt).decode().removeprefix("user: ") for request in self.requests.values()]
-
-
-def shard(index: int = 0, *, interactive: bool = False) -> RunningShard:
-    now = int(datetime.now(UTC).timestamp())
-    batch = Batch(
-        id="batch_x",
-        kind="batch",
-        endpoint="/v1/chat/completions",
-        input_file_id="f",
-        completion_window="24h",
-        created_at=now,
-        expires_at=now + 60,
-    )
-    claim = Claim(
-        batch=batch,
-        shard=Shard(index=index, first_line=0, num_lines=8, offset=0, size=1),
-        owner="o",
-        done=frozenset(),
-    )
-    return RunningShard(claim=claim, ticket=cast(Any, SimpleNamespace(interactive=interactive)), num_left=8)
-
-
-def prepared(*texts: str, **body: Any) -> list[Prepared]:
-    prompts = Prompts(ByteTokenizer(), ModelInfo(max_model_len=1000, vocab_size=256), "m")
-    lines = []
-    for index, text in enumerate(texts):
-        fields = {"model": "m", "messages": [{"role": "user", "content": text}]} | body
-        lines.append(Line(index=index, custom_id=text, url="/v1/chat/completions", body=fields))
-    ready = prompts.prepare(lines)
-    assert all(isinstance(one, Prepared) for one in ready)
-    return cast(list[Prepared], ready)
+from .inbox import Inbox, names, prepared, shard
 
 
 @pytest.fixture
@@ -79,10 +18,6 @@ def inbox() -> Inbox:
 @pytest.fixture
 def flight(inbox: Inbox) -> Flight:
     return Flight(inbox, weigh=lambda line: 10.0)
-
-
-def names(lines: Iterable[Any]) -> list[str]:
-    return [flying.prepared.line.custom_id for flying in lines]
 
 
 def test_a_line_is_complete_with_its_last_choice(flight: Flight, inbox: Inbox) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,13 @@ def test_a_body_that_is_no_object_or_has_unknown_fields_is_refused(prompts: Prom
     assert refusal(prompts, line(frobnicate=1))[1]["code"] == "unknown_parameter"
     assert refusal(prompts, line(TEXT, echo=True))[1]["param"] == "echo"
     assert refusal(prompts, line(stream=True))[1]["code"] == "streaming_unsupported"
+
+
+def test_options_that_were_not_judged_when_the_batch_came_fail_their_line_alone(prompts: Prompts) -> None:
+    status, error = refusal(prompts, replace(line(), options=5))
+    assert (status, error["code"], error["param"]) == (400, "invalid_type", "pressrun")
+    assert ready(prompts, replace(line(), options={"timeout_s": 2})).timeout_s == 2
+    assert ready(prompts, line()).timeout_s is None
 
 
 def test_completion_prompts_come_in_four_shapes(prompts: Prompts) -> None:
