@@ -26,6 +26,7 @@ from .errors import OutOfMemory
 from .loading import load
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
+from .refusals import find_fault
 from .reports import Ending, Reporter
 from .request import Load, ModelInfo, Output, Request
 from .rows import Rows
@@ -231,7 +232,8 @@ class Engine:
             )
         if params.stop and self._decode is None:
             return "stop strings need a tokenizer, and the engine was built without one"
-        return None
+        fault = find_fault(params, self.info)
+        return None if fault is None else f"{fault.field}: {fault.reason}"
 
 
 def _token_ids(prompt: Iterable[int]) -> IntArray | None:

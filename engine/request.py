@@ -15,6 +15,9 @@ class SamplingParams:
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. `logprobs` is the number of top
     alternatives to report beside each drawn token (0: only the drawn one; None: none at all).
+
+    `logit_bias` pairs token ids with what is added to their logits. With `allowed_token_ids` no other is drawn.
+    `bad_words_token_ids` are token sequences of which none is ever completed.
     """
 
     max_tokens: int
@@ -31,6 +34,18 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether single tokens are favoured or forbidden."""
+        return bool(self.logit_bias or self.allowed_token_ids or self.bad_words_token_ids)
+
+    def ending_ids(self, eos_token_ids: Sequence[int]) -> set[int]:
+        """The tokens that end the sequence, and so are not drawn before `min_tokens`."""
+        return {*(() if self.ignore_eos else eos_token_ids), *self.stop_token_ids}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

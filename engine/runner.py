@@ -88,6 +88,7 @@ class Runner:
         graphs = self._graphs
         if graphs is None:
             return
+        self._sampler.warm_up()
         # The largest first: the others then find memory enough in the graphs' pool.
         for size in reversed(graphs.shapes.sizes):
             self._warm_up(graphs, graphs.shapes.decodes(size), num_times=2)

@@ -1,8 +1,8 @@
 """Drawing the next token of every row from its logits, each row with its own parameters.
 
-The draw itself is `kernels/sample.py`, for all lines of a step at once and part of its graph. Penalties, masks and
-log-probabilities are for the rows that ask, which the host knows. Nothing here waits for the device. Knows nothing of
-how logits come about or of what ends a sequence.
+The draw itself is `kernels/sample.py`, for all lines of a step at once and part of its graph. Constraints, penalties,
+masks and log-probabilities are for the rows that ask, which the host knows. Nothing here waits for the device. Knows
+nothing of how logits come about or of what ends a sequence.
 
 S lines of logits, D of them whose rows draw, n of those that need some work, V vocabulary, K candidates, R all rows.
 """
@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..kernels.noise import split_seed
 from ..kernels.sample import SamplingRows, sample
+from .constraints import Constraints
 from .pages import IntArray
 from .penalties import Penalties
-from .request import SamplingParams, TokenLogprob
+from .request import TokenLogprob
 from .sequence import Sequence
 from .transfer import upload
 
@@ -78,6 +79,7 @@ class Sampler:
 
     def __init__(self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device) -> None:
         self._vocab_size, self._eos_token_ids, self._device = vocab_size, eos_token_ids, device
+        self._constraints = Constraints(num_rows, device)
         self._penalties = Penalties(num_rows, vocab_size, device)
         self._num_logprobs_R = np.full(num_rows, -1, np.int64)
         # Up to which position (the prompt's length plus min_tokens) tokens that end the sequence are masked.
@@ -116,6 +118,12 @@ class Sampler:
         by_row.top_k_R[rows] = top_k
         by_row.seed_R2[rows] = torch.stack(seed_words, 1)
 
+    def warm_up(self) -> None:
+        """Compile what `amend` draws with: its logits are float32, those of steps often not."""
+        nobody, nowhere = len(self.drawn_R) - 1, 0
+        rows_1, positions_1 = (upload(np.array([x], np.int32), self._device) for x in (nobody, nowhere))
+        self.draw(torch.zeros(1, self._vocab_size, device=self._device), rows_1, positions_1)
+
     def draw(self, logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, out_S: Tensor | None = None) -> Tensor:
         """Draw a token from each line as if no row asked for more than the draw's own parameters.
 
@@ -126,10 +134,11 @@ class Sampler:
     def amend(self, drawn: Drawn, drawing: Drawing) -> AskedLogprobs | None:
         """Draw again for the rows that ask for more; log-probabilities of those that ask for them."""
         rows_D, lines_D, positions_D = drawing.rows_D, drawing.lines_D, drawing.positions_D
-        again = np.flatnonzero(self._penalties.asks_R[rows_D] | (positions_D < self._masked_until_R[rows_D]))
+        asks_D = self._constraints.asks_R[rows_D] | self._penalties.asks_R[rows_D]
+        again = np.flatnonzero(asks_D | (positions_D < self._masked_until_R[rows_D]))
         if len(again):
             lines_n = self._index(lines_D[again])
-            logits_nV = self._amended(drawn.logits_SV[lines_n], rows_D[again], positions_D[again])
+            logits_nV = self._amended(drawn.logits_SV[lines_n].float(), rows_D[again], positions_D[again])
             rows_n, positions_n = (upload(x[again].astype(np.int32), self._device) for x in (rows_D, positions_D))
             tokens_n = drawn.tokens_S[lines_n] = self.draw(logits_nV, rows_n, positions_n)
             self._count(tokens_n, rows_D[again])
@@ -138,11 +147,21 @@ class Sampler:
         return self._logprobs(drawn, asking, rows_D[asking], lines_D[asking]) if len(asking) else None
 
     def _amended(self, logits_nV: Tensor, rows_n: IntArray, positions_n: IntArray) -> Tensor:
-        """Logits, ours to change, with penalties and masks."""
+        """Logits in float32, ours to change, with constraints, penalties and masks.
+
+        In vLLM's order: allowed ids, bad words, min_tokens, biases, penalties, where only masks may change places
+        (https://docs.vllm.ai/en/v0.22.1/api/vllm/v1/sample/sampler/).
+        """
+        constrained = np.flatnonzero(self._constraints.asks_R[rows_n])
+        if len(constrained):
+            where = self._index(constrained)
+            constrained_nV = logits_nV[where]
+            self._constraints.apply(constrained_nV, rows_n[constrained])
+            logits_nV[where] = constrained_nV
         penalised = np.flatnonzero(self._penalties.asks_R[rows_n])
         if len(penalised):
             where = self._index(penalised)
-            logits_nV[where] = self._penalties.apply(logits_nV[where], rows_n[penalised]).to(logits_nV.dtype)
+            logits_nV[where] = self._penalties.apply(logits_nV[where], rows_n[penalised])
         # Rows that have not reached their min_tokens must not end.
         young = np.flatnonzero(positions_n < self._masked_until_R[rows_n])
         ids = [self._masked_ids[row] for row in rows_n[young].tolist()]
@@ -153,21 +172,19 @@ class Sampler:
         return logits_nV
 
     def _count(self, tokens_n: Tensor, rows_n: IntArray) -> None:
-        penalised = np.flatnonzero(self._penalties.asks_R[rows_n])
-        if len(penalised):
-            self._penalties.count(tokens_n[self._index(penalised)], rows_n[penalised])
+        for counting in (self._constraints, self._penalties):
+            asking = np.flatnonzero(counting.asks_R[rows_n])
+            if len(asking):
+                counting.count(tokens_n[self._index(asking)], rows_n[asking])
 
     def _open_on_host(self, sequence: Sequence) -> None:
         row, params = sequence.row, sequence.request.params
         assert row is not None
         self._num_logprobs_R[row] = -1 if params.logprobs is None else params.logprobs
         self._masked_until_R[row] = sequence.num_prompt + params.min_tokens
-        self._masked_ids[row] = self._ending_ids(params) if params.min_tokens else []
+        self._masked_ids[row] = sorted(params.ending_ids(self._eos_token_ids)) if params.min_tokens else []
+        self._constraints.open(sequence, row)
         self._penalties.open(sequence, row)
-
-    def _ending_ids(self, params: SamplingParams) -> list[int]:
-        eos = () if params.ignore_eos else self._eos_token_ids
-        return sorted({*eos, *params.stop_token_ids})
 
     def _logprobs(self, drawn: Drawn, asking: IntArray, rows_n: IntArray, lines_n: IntArray) -> AskedLogprobs:
         counts = self._num_logprobs_R[rows_n].tolist()

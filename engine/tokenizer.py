@@ -47,9 +47,10 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of whole prompts: special tokens in them count as such, and the tokenizer adds its own."""
-        return [encoding.ids for encoding in self._fast.encode_batch(list(texts))]
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids: special tokens in the texts count as such; of whole prompts, the tokenizer adds its own."""
+        encodings = self._fast.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
 
     def encode_chats(
         self,

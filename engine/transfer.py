@@ -17,8 +17,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def upload(array: Array, device: torch.device) -> Tensor:
     """The array on the device, for what is launched from now on; it may be changed after the call."""
-    if device.type == "cpu":
-        return torch.from_numpy(array)
+    if device.type == "cpu" or not array.size:  # There is nothing of an empty one to pin or to wait for.
+        return torch.from_numpy(array).to(device)
     return torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
 
 

@@ -9,18 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from .constraints import MAX_INT, AllowedTokenIds, BadWords, LogitBias
 from .errors import UserError
 from .invalid import invalid_type, user_error, whole_text
 from .records import CHAT, COMPLETIONS
 
 UNBUILT = {
-    "audio", "bad_words", "best_of", "echo", "function_call", "functions", "guided_json", "logit_bias", "modalities",
-    "parallel_tool_calls", "prediction", "prompt_logprobs", "reasoning_effort", "structured_outputs", "suffix",
-    "tool_choice", "tools", "verbosity", "web_search_options",
+    "audio", "best_of", "function_call", "functions", "guided_json", "modalities", "parallel_tool_calls", "prediction",
+    "prompt_logprobs", "reasoning_effort", "structured_outputs", "suffix", "tool_choice", "tools", "verbosity",
+    "web_search_options",
 }  # fmt: skip
-MAX_INT = 2**31 - 1  # What an engine's arrays hold.
 MAX_PROMPTS, MAX_FIELDS = 2048, 100
 Text = Annotated[str, AfterValidator(whole_text)]
 Stop = Annotated[list[Annotated[str, Field(min_length=1), AfterValidator(whole_text)]], Field(max_length=16)]
@@ -81,6 +90,7 @@ class Sampled(_Strict):
     stop: Stop = []
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: LogitBias = {}
     stream: bool = False
     user: str | None = None
 
@@ -90,6 +100,8 @@ class Sampled(_Strict):
     min_tokens: int = Field(0, ge=0, le=MAX_INT)
     ignore_eos: bool = False
     stop_token_ids: TokenIds = Field([], max_length=128)
+    allowed_token_ids: AllowedTokenIds | None = None
+    bad_words: BadWords = []
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -136,6 +148,14 @@ class CompletionRequest(Sampled):
 
     prompt: Text | Prompts[Text] | TokenIds | Prompts[TokenIds]
     logprobs: int | None = Field(None, ge=0, le=5)
+    echo: bool = False
+
+    @field_validator("echo")
+    @classmethod
+    def _no_prompt_logprobs(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("logprobs") is not None:
+            raise ValueError("with logprobs it is not supported yet: the prompt's own are not computed; leave one out")
+        return value
 
     @field_validator("prompt")
     @classmethod

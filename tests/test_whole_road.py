@@ -23,6 +23,8 @@ import psutil
 import pytest
 from openai import APIConnectionError, NotFoundError, OpenAI
 
+from pressrun.workers.native_tokenizer import NativeTokenizer
+
 CHAT = "/v1/chat/completions"
 MODEL = "smol"
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -116,6 +118,15 @@ class Service:
             time.sleep(0.2)
         raise AssertionError(f"batch did not end: {Path(self.log.name).read_text()[-5000:]}")
 
+    def wait_for_job(self, job: dict[str, Any], timeout_s: float = 60.0) -> dict[str, Any]:
+        """The job, ended."""
+        deadline = time.monotonic() + timeout_s
+        while job["status"] not in ENDED:
+            assert time.monotonic() < deadline, job
+            time.sleep(0.1)
+            job = self.client.get(f"/jobs/{job['id']}", cast_to=dict[str, Any])  # type: ignore[arg-type]
+        return job
+
     def lines_of(self, file_id: str | None) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.client.files.content(file_id).text.splitlines()] if file_id else []
 
@@ -174,6 +185,46 @@ def test_a_bad_request_fails_its_own_line_alone(service: Service) -> None:
     assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 4)
 
 
+def test_tokens_are_favoured_and_forbidden_line_by_line(service: Service, smollm2: Path) -> None:
+    paris, rome = (token for (token,) in NativeTokenizer(smollm2).encode_words([" Paris", " Rome"]))
+    question = "What is the capital of France?"
+    lines = [
+        ask("bias", question, logit_bias={str(rome): 100}),
+        ask("allowed", question, allowed_token_ids=[paris, rome]),
+        ask("bad", question, bad_words=["Paris"], logit_bias={str(paris): 100, str(rome): 50}),
+        ask("range", question, logit_bias={str(rome): 101}),
+        ask("unknown", question, logit_bias={"49152": 1}),
+        ask("none", question, allowed_token_ids=[]),
+        ask("nothing left", question, allowed_token_ids=[paris], bad_words=["Paris"]),
+        ask("blank", question, bad_words=[""]),
+    ]
+    batch = service.wait(service.create(lines))
+    output = {line["custom_id"]: line["response"]["body"] for line in service.lines_of(batch.output_file_id)}
+    said = {name: body["choices"][0]["message"]["content"] for name, body in output.items()}
+    assert said["bias"] == " Rome" * 16
+    assert len(said["allowed"].split()) == 16
+    assert set(said["allowed"].split()) <= {"Paris", "Rome"}
+    assert said["bad"] == " Rome" * 16
+    errors = {line["custom_id"]: line["response"] for line in service.lines_of(batch.error_file_id)}
+    assert {name: (error["status_code"], error["body"]["error"]["param"]) for name, error in errors.items()} == {
+        "range": (400, "logit_bias"),
+        "unknown": (400, "logit_bias"),
+        "none": (400, "allowed_token_ids"),
+        "nothing left": (400, "allowed_token_ids"),
+        "blank": (400, "bad_words[0]"),
+    }
+
+
+def test_a_completion_job_echoes_its_prompt(service: Service) -> None:
+    body = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0, "echo": True}
+    job = service.client.post("/jobs", body={"url": "/v1/completions", "body": body}, cast_to=dict[str, Any])  # type: ignore[arg-type]
+    job = service.wait_for_job(job)
+    assert job["status"] == "completed"
+    text = job["response"]["body"]["choices"][0]["text"]
+    assert text.startswith("The capital of France is")
+    assert len(text) > len(body["prompt"])
+
+
 def test_a_file_with_one_of_every_bad_line_fails_with_all_errors_and_their_lines(service: Service) -> None:
     good = ask("a", "hi")
     lines: list[Any] = [
@@ -208,10 +259,7 @@ def test_a_file_with_one_of_every_bad_line_fails_with_all_errors_and_their_lines
 def test_a_native_job_is_answered_at_once_and_polled(service: Service) -> None:
     body = ask("x", "What is the capital of France?")["body"]
     job = service.client.post("/jobs", body={"url": CHAT, "body": body}, cast_to=dict[str, Any])  # type: ignore[arg-type]
-    deadline = time.monotonic() + 60
-    while job["status"] not in ENDED and time.monotonic() < deadline:
-        time.sleep(0.1)
-        job = service.client.get(f"/jobs/{job['id']}", cast_to=dict[str, Any])  # type: ignore[arg-type]
+    job = service.wait_for_job(job)
     assert job["status"] == "completed"
     assert "Paris" in job["response"]["body"]["choices"][0]["message"]["content"]
     with pytest.raises(NotFoundError) as caught:

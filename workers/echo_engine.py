@@ -96,6 +96,9 @@ class ByteTokenizer:
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         return [text.encode() for text in texts]
 
+    def encode_words(self, words: Sequence[str]) -> list[Sequence[int]]:
+        return self.encode(words)
+
     def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
         return "\n".join(f"{message['role']}: {message['content']}" for message in messages).encode()
 

@@ -24,6 +24,9 @@ class NativeTokenizer:
     def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
         return self._tokenizer.encode(texts)
 
+    def encode_words(self, words: Sequence[str]) -> Sequence[Sequence[int]]:
+        return self._tokenizer.encode(words, add_special_tokens=False)
+
     def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
         try:
             return self._tokenizer.encode_chats([messages])[0]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..engine.expand import expand
+from ..engine.refusals import find_fault
 from ..engine.request import ModelInfo, Request, SamplingParams
 from ..jobs.errors import UserError
 from ..jobs.line_options import line_options
@@ -23,12 +24,17 @@ from .twins import digest_of
 
 log = logging.getLogger(__name__)
 Body = ChatCompletionRequest | CompletionRequest
+# Of an answer that echoes: a line of megabytes times 128 choices would fill a worker's memory, and Redis.
+MAX_ECHOED_TOKENS = 2**20
 
 
 class Tokenizer(Protocol):
     """What a tokenizer does. All methods are thread-safe; text from users never becomes a special token."""
 
     def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int]]: ...
+    def encode_words(self, words: Sequence[str]) -> Sequence[Sequence[int]]:
+        """The ids of pieces of text, with nothing that belongs around a whole prompt."""
+
     def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
         """The ids of a conversation up to where the answer begins. Raises ValueError if the template refuses it."""
 
@@ -82,7 +88,10 @@ class Prompts:
             body = parse_body(line.url, line.body)
             self._check_model(body)
             prompts = self._tokens(body)
-            params = tuple(self._params(body, prompt) for prompt in prompts)
+            bad_words = self._bad_words(body)
+            params = tuple(self._params(body, prompt, bad_words) for prompt in prompts)
+            self._check_params(params[0])
+            _check_echo(body, prompts)
             twin = digest_of(line.url, body)
         except UserError as error:
             return refused(line, error)
@@ -124,7 +133,22 @@ class Prompts:
             raise UserError(f"{message} It has {self.info.vocab_size} tokens.", param=param, code="invalid_value")
         return tokens
 
-    def _params(self, body: Body, prompt: Sequence[int]) -> SamplingParams:
+    def _bad_words(self, body: Body) -> tuple[tuple[int, ...], ...]:
+        """Each word's tokens, at the beginning of a text and after a space.
+
+        vLLM leaves the second out where it has more or fewer tokens, and lets such words through.
+        """
+        words = [word.lstrip() for word in body.bad_words]
+        encoded = self.tokenizer.encode_words([f"{space}{word}" for word in words for space in ("", " ")])
+        return tuple(dict.fromkeys(map(tuple, encoded)))
+
+    def _check_params(self, params: SamplingParams) -> None:
+        fault = find_fault(params, self.info)
+        if fault is not None:
+            message = f"Invalid value for '{fault.field}': {fault.reason}."
+            raise UserError(message, param=fault.field, code="invalid_value")
+
+    def _params(self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...]) -> SamplingParams:
         return _shared(
             SamplingParams(
                 max_tokens=self._max_tokens(body, len(prompt)),
@@ -141,6 +165,9 @@ class Prompts:
                 stop_token_ids=tuple(self._known(body.stop_token_ids, "stop_token_ids")),
                 ignore_eos=body.ignore_eos,
                 logprobs=body.num_logprobs,
+                logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
+                allowed_token_ids=tuple(body.allowed_token_ids or ()),
+                bad_words_token_ids=bad_words,
             )
         )
 
@@ -169,6 +196,14 @@ class Prompts:
                 code="context_length_exceeded",
             )
         return wanted or room
+
+
+def _check_echo(body: Body, prompts: Sequence[Sequence[int]]) -> None:
+    echoed = sum(map(len, prompts)) * body.n
+    if isinstance(body, CompletionRequest) and body.echo and echoed > MAX_ECHOED_TOKENS:
+        message = f"Invalid value for 'echo': the choices would repeat {echoed} tokens of the prompts, and at most"
+        message += f" {MAX_ECHOED_TOKENS} are allowed. Ask for fewer choices or prompts."
+        raise UserError(message, param="echo", code="invalid_value")
 
 
 @functools.lru_cache(maxsize=1024)

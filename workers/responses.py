@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.request import Output, TokenLogprob
@@ -15,7 +15,7 @@ from ..jobs.errors import UserError
 from ..jobs.ids import passing_id
 from ..jobs.lines import answered, refused
 from ..jobs.records import LineResult, Usage
-from ..jobs.requests import ChatCompletionRequest
+from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from .prompts import Body, Prepared, Tokenizer
 
 
@@ -43,6 +43,9 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
     body = prepared.body
     usage = _usage(prepared, outputs)
     choices = [choice_of(body, output, tokenizer) for output in outputs]
+    if isinstance(body, CompletionRequest) and body.echo:
+        texts = _prompt_texts(body, prepared, tokenizer)
+        choices = [replace(choice, text=texts[i // body.n] + choice.text) for i, choice in enumerate(choices)]
     chat = isinstance(body, ChatCompletionRequest)
     fields: dict[str, Any] = {
         "id": passing_id("chatcmpl-" if chat else "cmpl-"),
@@ -73,6 +76,14 @@ def choice_of(body: Body, output: Output, tokenizer: Tokenizer) -> Choice:
             text = text[: place + len(output.stop_reason) * body.include_stop_str_in_output]
             logprobs = _within(logprobs, len(text.encode()), tokenizer)
     return Choice(text=text, finish_reason=output.finish_reason or "stop", logprobs=logprobs)
+
+
+def _prompt_texts(body: CompletionRequest, prepared: Prepared, tokenizer: Tokenizer) -> list[str]:
+    """What each prompt says: as it was given, or what its tokens stand for."""
+    if isinstance(body.prompt, str):
+        return [body.prompt]
+    given = [prompt for prompt in body.prompt if isinstance(prompt, str)]
+    return given or [tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens) for ids in prepared.prompts]
 
 
 def _within(logprobs: list[TokenLogprob] | None, size: int, tokenizer: Tokenizer) -> list[TokenLogprob] | None:

@@ -252,3 +252,10 @@ def test_greedy_rows_cost_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "gumbel_noise", None)
     logits_V = torch.arange(10.0)
     assert draw([{"temperature": 0.0, "top_p": 0.5}, {"temperature": 1e-9}], logits_V)[0] == [9, 9]
+
+
+def test_warming_up_draws_for_nobodys_row() -> None:
+    sampler = Sampler(3, 10, (EOS,), torch.device("cpu"))
+    sampler.drawn_R.fill_(7)
+    sampler.warm_up()
+    assert sampler.drawn_R.tolist() == [7, 7, 7, 0]

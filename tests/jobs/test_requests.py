@@ -44,7 +44,8 @@ def test_every_field_is_taken() -> None:
         max_completion_tokens=5, temperature=0, top_p=0.5, n=2, seed=-3, stop="END", presence_penalty=-2, user="u",
         frequency_penalty=2, top_k=-1, min_p=0.1, repetition_penalty=1.1, min_tokens=1, ignore_eos=True,
         stop_token_ids=[1], skip_special_tokens=False, include_stop_str_in_output=True, logprobs=True, top_logprobs=3,
-        response_format={"type": "text"},
+        response_format={"type": "text"}, logit_bias={"50256": -100, "0": 0.5}, allowed_token_ids=[1, 0],
+        bad_words=["no", " never "],
     )  # fmt: skip
     assert (request.limit, request.temperature, request.stop, request.num_logprobs) == (5, 0.0, ["END"], 3)
 
@@ -100,6 +101,27 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
         ({"top_logprobs": 2}, None, "invalid_value", "top_logprobs needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", "less than or equal to 20"),
         ({"response_format": {"type": "json_object"}}, "response_format.type", "invalid_value", "'text'"),
+        ({"logit_bias": [1]}, "logit_bias", "invalid_type", "expected an object, but got an array"),
+        ({"logit_bias": {"word": 1}}, "logit_bias", "invalid_value", "token ids such as '50256', not 'word'"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value", "not '-1'"),
+        ({"logit_bias": {"07": 1}}, "logit_bias", "invalid_value", "not '07'"),
+        ({"logit_bias": {"7\n": 1}}, "logit_bias", "invalid_value", "its keys must be token ids"),
+        ({"logit_bias": {"2147483648": 1}}, "logit_bias", "invalid_value", "its keys must be token ids"),
+        ({"logit_bias": {"7": 100.5}}, "logit_bias", "invalid_value", "the bias of token 7 must be a number from -100"),
+        ({"logit_bias": {"7": float("nan")}}, "logit_bias", "invalid_value", "the bias of token 7"),
+        ({"logit_bias": {"7": True}}, "logit_bias", "invalid_value", "the bias of token 7"),
+        ({"logit_bias": {"7": 1, "8": None}}, "logit_bias", "invalid_value", "the bias of token 8"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "invalid_value", "1025 entries"),
+        ({"allowed_token_ids": []}, "allowed_token_ids", "invalid_value", "at least 1 item"),
+        ({"allowed_token_ids": [1, -1]}, "allowed_token_ids[1]", "invalid_value", "greater than or equal to 0"),
+        ({"allowed_token_ids": ["a"]}, "allowed_token_ids[0]", "invalid_type", "expected an integer"),
+        ({"allowed_token_ids": [1] * 1025}, "allowed_token_ids", "invalid_value", "at most 1024 items"),
+        ({"bad_words": "no"}, "bad_words", "invalid_type", "expected an array, but got a string"),
+        ({"bad_words": ["no", " "]}, "bad_words[1]", "invalid_value", "must not be blank"),
+        ({"bad_words": ["\ud800"]}, "bad_words[0]", "invalid_value", "unicode"),
+        ({"bad_words": ["x" * 257]}, "bad_words[0]", "invalid_value", "at most 256 characters"),
+        ({"bad_words": ["no"] * 129}, "bad_words", "invalid_value", "at most 128 items"),
+        ({"echo": True}, "echo", "unknown_parameter", "'echo'"),
         ({"frobnicate": 1}, "frobnicate", "unknown_parameter", "'frobnicate'"),
         ({"not-a-name": 1}, "not-a-name", "unknown_parameter", "'not-a-name'"),
         ({"str": 1}, "str", "unknown_parameter", "'str'"),
@@ -152,6 +174,14 @@ def test_a_bad_prompt_says_where_and_why(prompt: Any, param: str, said: str) -> 
     assert said in error.message
 
 
+def test_an_echo_with_log_probabilities_is_refused_by_name() -> None:
+    assert completion(echo=True).echo
+    assert completion(echo=False, logprobs=1).num_logprobs == 1
+    error = refusal(COMPLETIONS, {"model": "m", "prompt": "hi", "echo": True, "logprobs": 0})
+    assert (error.param, error.code) == ("echo", "invalid_value")
+    assert "with logprobs it is not supported yet" in error.message
+
+
 @pytest.mark.parametrize("body", ["text", [1], 5, None])
 def test_a_body_that_is_no_object_is_refused(body: object) -> None:
     error = refusal(CHAT, body)
@@ -165,6 +195,8 @@ def test_a_body_that_is_no_object_is_refused(body: object) -> None:
         (CHAT, {"messages": [{}] * 300_000}),
         (CHAT, {"messages": HI} | {f"key{i}": 1 for i in range(300_000)}),
         (CHAT, {"messages": [{f"key{i}": 1 for i in range(300_000)}]}),
+        (CHAT, {"messages": HI, "logit_bias": {f"key{i}": 1 for i in range(300_000)}}),
+        (CHAT, {"messages": HI, "bad_words": [0.5] * 1_000_000}),
     ],
 )
 def test_a_million_mistakes_cost_no_more_than_one(endpoint: str, fields: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def test_what_a_template_refuses_is_the_users_to_mend_and_a_bug_is_not(prompts: 
 def test_a_body_that_is_no_object_or_has_unknown_fields_is_refused(prompts: Prompts) -> None:
     assert refusal(prompts, Line(index=0, custom_id="a", url=CHAT, body="text"))[1]["param"] == "body"  # type: ignore[arg-type]
     assert refusal(prompts, line(frobnicate=1))[1]["code"] == "unknown_parameter"
-    assert refusal(prompts, line(TEXT, echo=True))[1]["param"] == "echo"
+    assert refusal(prompts, line(TEXT, suffix="x"))[1]["param"] == "suffix"
     assert refusal(prompts, line(stream=True))[1]["code"] == "streaming_unsupported"
 
 
@@ -171,6 +171,61 @@ def test_every_sampling_parameter_reaches_the_engine(prompts: Prompts) -> None:
     assert ready(prompts, line(logprobs=True)).params[0].logprobs == 0
     assert ready(prompts, line()).params[0].logprobs is None
     assert ready(prompts, line(top_k=-1)).params[0].top_k == 0
+
+
+def test_constraints_reach_the_engine_as_token_ids(prompts: Prompts) -> None:
+    constraints: dict[str, Any] = {
+        "logit_bias": {"65": -100, "7": 0.5},
+        "allowed_token_ids": [65, 7],
+        "bad_words": ["no", "  no", "ox"],
+    }
+    for url in (CHAT, TEXT):
+        params = ready(prompts, line(url, **constraints)).params[0]
+        assert params.logit_bias == ((65, -100.0), (7, 0.5))
+        assert params.allowed_token_ids == (65, 7)
+        # At the beginning of a text and after a space; leading spaces in a request say nothing.
+        assert [bytes(word) for word in params.bad_words_token_ids] == [b"no", b" no", b"ox", b" ox"]
+    params = ready(prompts, line(logit_bias={}, bad_words=[])).params[0]
+    assert (params.logit_bias, params.allowed_token_ids, params.bad_words_token_ids) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({"logit_bias": {"256": 1}}, "logit_bias", "token 256 is not in the model's vocabulary, which has 256 tokens."),
+        ({"allowed_token_ids": [1, 300]}, "allowed_token_ids", "token 300 is not in the model's vocabulary"),
+        ({"bad_words": ["x" * 32]}, "bad_words", "one has 33 tokens, and 1 to 32 are allowed"),
+        ({"bad_words": ["no", "x"], "allowed_token_ids": [111, 120]}, "allowed_token_ids", "allow one more"),
+    ],
+)
+def test_constraints_that_the_model_cannot_keep_are_refused_by_name(
+    prompts: Prompts, body: dict[str, Any], param: str, said: str
+) -> None:
+    status, error = refusal(prompts, line(**body))
+    assert (status, error["code"], error["param"]) == (400, "invalid_value", param)
+    assert said in error["message"]
+
+
+def test_an_echo_of_more_than_a_million_tokens_is_refused(prompts: Prompts) -> None:
+    body: dict[str, Any] = {"prompt": ["x" * 64] * 128, "echo": True}
+    assert ready(prompts, line(TEXT, **body, n=128)).num_choices == 128 * 128
+    status, error = refusal(prompts, line(TEXT, **body | {"prompt": ["x" * 64] * 129}, n=128))
+    assert (status, error["code"], error["param"]) == (400, "invalid_value", "echo")
+    assert "1056768 tokens" in error["message"]
+
+
+@pytest.mark.model
+def test_a_bad_word_is_its_tokens_at_the_beginning_and_after_a_space(smollm2: Path) -> None:
+    tokenizer = NativeTokenizer(smollm2)
+    prompts = Prompts(tokenizer, ModelInfo(max_model_len=CONTEXT, vocab_size=49152), "m")
+    words = ready(prompts, line(TEXT, bad_words=["elephant", "<|im_end|>"])).params[0].bad_words_token_ids
+    assert [tokenizer.decode(word, skip_special_tokens=False) for word in words] == [
+        *("elephant", " elephant"),
+        *("<|im_end|>", " <|im_end|>"),
+    ]
+    # They differ in their number of tokens, and both are forbidden.
+    assert len(words[0]) != len(words[1])
+    assert len(words[2]) == 1
 
 
 @pytest.mark.model

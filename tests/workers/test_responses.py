@@ -69,6 +69,24 @@ def test_a_text_answer_is_read_by_the_sdk() -> None:
     assert logprobs.top_logprobs == [{"x": -0.5}]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("hi é", ["hi é 0", "hi é 1"]),
+        (["hi", "ho"], ["hi 0", "hi 1", "ho 2", "ho 3"]),
+        ([104, 105], ["hi 0", "hi 1"]),
+        ([[104, 105], [104, 111]], ["hi 0", "hi 1", "ho 2", "ho 3"]),
+    ],
+)
+def test_an_echo_repeats_the_prompt_of_each_choice(prompt: Any, texts: list[str]) -> None:
+    line = prepared(TEXT, prompt=prompt, n=2, echo=True, stop="hi")
+    # A stop string in the prompt stops nothing.
+    outputs = [output(f" {i}hi", "stop", stop_reason="hi") for i in range(len(texts))]
+    body, usage = answer(line, outputs, TOKENIZER)
+    assert [choice.text for choice in Completion.model_validate(body, strict=True).choices] == texts
+    assert usage.output_tokens == 4 * len(texts)
+
+
 def test_chat_logprobs_carry_bytes_of_characters_cut_in_two() -> None:
     raw = "é".encode()
     entries = [TokenLogprob(token_id=byte, logprob=-1.0, top=((byte, -1.0), (65, float("-inf")))) for byte in raw]

@@ -1,0 +1,59 @@
+"""Why a model cannot draw as some sampling parameters ask, in words for whoever asked.
+
+Of what constrains the tokens only; lengths are the engine's to judge. Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .request import ModelInfo, SamplingParams
+
+# Bounds what the engine keeps of a word, and compares with what was generated last.
+MAX_BAD_WORD_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A field, and what is wrong with it."""
+
+    field: str
+    reason: str
+
+
+def find_fault(params: SamplingParams, info: ModelInfo) -> Fault | None:
+    """What keeps the model from drawing as asked, None if nothing does.
+
+    A row must always be left with a token to draw, whatever it has generated. So a bad word's last token and, with
+    min_tokens, all that would end the sequence count as forbidden throughout.
+    """
+    if not params.is_constrained:
+        return None
+    words = params.bad_words_token_ids
+    biased = [token for token, _ in params.logit_bias]
+    asked = {
+        "logit_bias": biased,
+        "allowed_token_ids": params.allowed_token_ids,
+        "bad_words": [token for word in words for token in word],
+    }
+    for field, tokens in asked.items():
+        unknown = [token for token in tokens if not 0 <= token < info.vocab_size]
+        if unknown:
+            reason = f"token {unknown[0]} is not in the model's vocabulary, which has {info.vocab_size} tokens"
+            return Fault(field=field, reason=reason)
+    wrong = [len(word) for word in words if not 1 <= len(word) <= MAX_BAD_WORD_TOKENS]
+    if wrong:
+        return Fault(field="bad_words", reason=f"one has {wrong[0]} tokens, and 1 to {MAX_BAD_WORD_TOKENS} are allowed")
+    return _nothing_left(params, info)
+
+
+def _nothing_left(params: SamplingParams, info: ModelInfo) -> Fault | None:
+    forbidden = {word[-1] for word in params.bad_words_token_ids}
+    if params.min_tokens:
+        forbidden |= params.ending_ids(info.eos_token_ids)
+    if params.allowed_token_ids and forbidden.issuperset(params.allowed_token_ids):
+        reason = "each of them ends one of the bad_words, or ends the sequence before min_tokens: allow one more"
+        return Fault(field="allowed_token_ids", reason=reason)
+    if len(forbidden) >= info.vocab_size:
+        return Fault(field="bad_words", reason="they leave no token that may be drawn")
+    return None
