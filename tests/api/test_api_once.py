@@ -54,7 +54,8 @@ def test_a_request_that_is_sent_again_finds_what_it_created(api: Api, post: Post
     first = post(api, "k")
     before = num_objects(api)
     again = post(api, "k")
-    assert (again.status_code, again.json()) == (first.status_code, first.json())
+    told = [{name: x for name, x in answer.json().items() if name != "pressrun"} for answer in (first, again)]
+    assert (again.status_code, told[1]) == (first.status_code, told[0])  # All but for how long it has been waiting.
     assert "idempotency-replayed" not in first.headers
     assert again.headers["idempotency-replayed"] == "true"
     assert num_objects(api) == before

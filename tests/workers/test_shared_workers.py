@@ -30,7 +30,7 @@ def test_a_tenant_with_many_batches_gets_no_more_than_one_with_one(farm: Any) ->
 
 def test_a_batch_that_becomes_urgent_overtakes_one_that_came_before(farm: Any) -> None:
     huge, small = batch_of(farm, 1600, "a"), batch_of(farm, 48, "a")
-    update_batch(farm.backend, huge.id, priority=-1)
+    update_batch(farm.backend, huge.id, priority=-1, tenant="a")
     farm.work(step_s=0.05, max_num_seqs=16)
     farm.until(lambda: farm.num_done(huge) + farm.num_done(small) >= 16)
     farm.wait(small)
@@ -41,12 +41,12 @@ def test_a_paused_batch_stands_still_and_then_goes_on(farm: Any) -> None:
     batch = batch_of(farm, 800, "a")
     farm.work(step_s=0.02, max_num_seqs=8)
     farm.until(lambda: farm.num_done(batch) >= 16)
-    pause_batch(farm.backend, batch.id)
+    pause_batch(farm.backend, batch.id, "a")
     farm.until(lambda: not farm.backend.shards.num_leased(batch.id))
     done = farm.num_done(batch)
     time.sleep(0.5)
     assert farm.num_done(batch) == done < 800
-    resume_batch(farm.backend, batch.id)
+    resume_batch(farm.backend, batch.id, "a")
     output, errors = farm.results(batch)
     assert [line["custom_id"] for line in output] == [f"line-{i}" for i in range(800)]
     assert errors == []
