@@ -86,6 +86,7 @@ def test_giving_up_to_wait_for_a_blob_store_costs_no_attempt(
     try:
         farm.until(farm.cards)
         suspend(redis)
+        farm.until(lambda: worker._suspended)  # It looks once a second.
         batch = farm.batch(farm.many(4))
         farm.until(lambda: farm.backend.shards.queued([batch.id]) == [[0]])
         away.set()
