@@ -27,6 +27,8 @@ def find_fault(params: SamplingParams, info: ModelInfo) -> Fault | None:
     A row must always be left with a token to draw, whatever it has generated. So a bad word's last token and, with
     min_tokens, all that would end the sequence count as forbidden throughout.
     """
+    if params.grammar is not None:
+        return Fault(field="grammar", reason="the engine follows no grammars yet")
     if not params.is_constrained:
         return None
     words = params.bad_words_token_ids

@@ -17,7 +17,8 @@ class SamplingParams:
     alternatives to report beside each drawn token (0: only the drawn one; None: none at all).
 
     `logit_bias` pairs token ids with what is added to their logits. With `allowed_token_ids` no other is drawn.
-    `bad_words_token_ids` are token sequences of which none is ever completed.
+    `bad_words_token_ids` are token sequences of which none is ever completed. `grammar` is what the whole text must
+    follow, as llguidance writes grammars.
     """
 
     max_tokens: int
@@ -37,6 +38,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: str | None = None
 
     @property
     def is_constrained(self) -> bool:
