@@ -39,7 +39,7 @@ def _is_fused(x_TK: Tensor, weight_2FK: Tensor) -> bool:
         return False
     from . import triton_gated_product
 
-    return triton_gated_product.share_in_use(num_tokens, num_rows, x_TK.device) >= MIN_SHARE_IN_USE
+    return triton_gated_product.share_in_use(num_tokens, num_rows, num_inputs, x_TK.device) >= MIN_SHARE_IN_USE
 
 
 @cache

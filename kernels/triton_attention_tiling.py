@@ -12,8 +12,9 @@ import triton
 
 from .triton_device import num_processors
 
-# A short row's keys are shared out until the grid has this many programs for each multiprocessor …
-PROGRAMS_PER_PROCESSOR = 16
+# A short row's keys are shared out until the grid has this many programs for each multiprocessor: more of them take
+# longer to merge than they save, because the longest rows go first …
+PROGRAMS_PER_PROCESSOR = 4
 # … but no program is given fewer keys than this, unless its row has no more.
 MIN_SPLIT_KEYS = 256
 # Each part of a shared prefix costs a float32 result for every row.

@@ -60,6 +60,18 @@ def test_gated_layers_match_the_formula(
     checks.check_gated_product(gated_product.gated_product, num_tokens, num_features, num_inputs, dtype, cuda)
 
 
+@pytest.mark.parametrize("num_tokens", [130, 256])
+@pytest.mark.parametrize(("num_features", "num_inputs"), [(8504, 2056), (9608, 2048), (10888, 4104)])
+def test_gated_layers_whose_last_tiles_are_shared_match_the_formula(
+    num_features: int, num_inputs: int, num_tokens: int, cuda: str
+) -> None:
+    """On 132 multiprocessors by eight, four and two programs; again and again, because they count each other."""
+    for _ in range(3):
+        checks.check_gated_product(
+            gated_product.gated_product, num_tokens, num_features, num_inputs, torch.bfloat16, cuda
+        )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pages_dtype", [None, torch.float8_e4m3fn])
 @pytest.mark.parametrize("normed", [False, True])
