@@ -23,6 +23,7 @@ import torch
 
 from .config import EngineConfig
 from .errors import OutOfMemory
+from .lifetimes import note_admitted, note_first_tokens
 from .loading import load
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
@@ -164,6 +165,7 @@ class Engine:
 
     def _launch(self, plan: Plan) -> tuple[Plan, Flight] | None:
         """Start a step; None if there is no memory for it, and fewer sequences have to run from now on."""
+        note_admitted(plan.admitted)
         try:
             return plan, self._runner.launch(plan)
         except OutOfMemory as e:
@@ -189,6 +191,7 @@ class Engine:
         """Take in what a step drew."""
         results = flight.results()
         live_D = self._scheduler.record(plan, results.tokens)
+        note_first_tokens(self._rows, plan.rows[plan.draws][live_D])
         outputs, ended = self._reporter.report(plan.rows[plan.draws], live_D, results)
         self._forget(ended, ended=True)
         return outputs

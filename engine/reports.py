@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .lifetimes import lifetime
 from .pages import IntArray
 from .request import FinishReason, Output
 from .rows import Rows
@@ -69,6 +70,7 @@ class Reporter:
             stop_reason=ending.reason if ending else None,
             logprobs=sequence.logprobs[start:] if asks else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
+            lifetime=lifetime(sequence, len(generated)) if ending else None,
         )
 
     def _common_endings(self, rows_D: IntArray, tokens_D: IntArray) -> dict[int, Ending]:

@@ -75,12 +75,28 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetime:
+    """When a request came, first got a row, drew its first token and ended; None: it did not come to that.
+
+    Seconds of a clock that all processes of one host share. `num_generated_tokens` are all of its tokens.
+    """
+
+    arrived_at: float
+    admitted_at: float | None
+    first_token_at: float | None
+    ended_at: float
+    num_prompt_tokens: int
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """New tokens of one request, since the last output of the same request.
 
     `finish_reason` is set on the last one: "stop" (end of sequence, stop token or stop string: `stop_reason` says
     which, None for end of sequence), "length", "abort", or "error" with `error` in words. The token that ended the
-    sequence is included in `token_ids`. `num_cached_tokens` counts prompt tokens served from cached pages.
+    sequence is included in `token_ids`. `lifetime` is on the last one too, unless the request was refused.
+    `num_cached_tokens` counts prompt tokens served from cached pages.
     """
 
     id: str
@@ -90,6 +106,7 @@ class Output:
     logprobs: list[TokenLogprob] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    lifetime: Lifetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ every step; what changes in every step lies in `rows.py`. Knows nothing of pages
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,12 +21,16 @@ class Sequence:
 
     `tokens` is the prompt, after a preemption with the tokens generated until then behind it; while the sequence
     has a row, the row's token ids are the truth. `page_hashes` names its full pages in order. `seed` is the
-    request's, or the engine's choice for it. `place` is where it stands among those of its priority, once known.
+    request's, or the engine's choice for it. `place` is where it stands among those of its priority, once known. When
+    it came, and how far it got when, is noted by `lifetimes.py`.
     """
 
     request: Request
     seed: int
     tokens: npt.NDArray[np.int32]
+    arrived_at: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
+    first_token_at: float | None = None
     row: int | None = None
     place: int = -1
     page_hashes: list[bytes] = field(default_factory=list)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from ..engine.request import Load, ModelInfo, Output, Request, TokenLogprob
+from ..engine.request import Lifetime, Load, ModelInfo, Output, Request, TokenLogprob
 
 PAGE_SIZE = 16
 NUM_PAGES = 2**20
@@ -26,14 +26,18 @@ class EchoEngine:
         self.step_s = step_s
         self._arrivals = count()
         self._waiting: list[tuple[int, int, Request]] = []
+        self._arrived_at: dict[str, float] = {}
         self._num_prompt_tokens = self._num_generated_tokens = 0
 
     def add(self, requests: Sequence[Request]) -> None:
         for request in requests:
             heapq.heappush(self._waiting, (request.priority, next(self._arrivals), request))
+            self._arrived_at[request.id] = time.monotonic()
 
     def abort(self, ids: Iterable[str]) -> None:
         gone = set(ids)
+        for name in gone:
+            self._arrived_at.pop(name, None)
         self._waiting = [entry for entry in self._waiting if entry[2].id not in gone]
         heapq.heapify(self._waiting)
 
@@ -71,6 +75,18 @@ class EchoEngine:
             # All of it, or as much as was allowed: there is no token that ends a sequence.
             finish_reason="length",
             logprobs=None if params.logprobs is None else [_certain(token, params.logprobs) for token in tokens],
+            lifetime=self._lifetime(request, len(tokens)),
+        )
+
+    def _lifetime(self, request: Request, num_tokens: int) -> Lifetime:
+        now = time.monotonic()
+        return Lifetime(
+            arrived_at=self._arrived_at.pop(request.id),
+            admitted_at=now,
+            first_token_at=now,
+            ended_at=now,
+            num_prompt_tokens=len(request.prompt),
+            num_generated_tokens=num_tokens,
         )
 
 
