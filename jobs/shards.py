@@ -30,7 +30,7 @@ from .records import (
     Shard,
     ShardCommit,
 )
-from .store import ACTIVE, CARE, Store, _text, batch_key
+from .store import ACTIVE, CARE, ENDS, Store, _text, batch_key
 
 CommitReply = Literal["ok", "complete", "lost"]
 SealReply = Literal["ok", "last", "lost"]
@@ -246,8 +246,8 @@ class Shards:
 
     def drop(self, batch: Batch) -> bool:
         """Forget the shards of an ended batch, and that it needs care. False if it has been opened again."""
-        keys = [*shard_keys(batch.id, "batch"), ACTIVE[batch.kind], CARE[batch.kind], *self.kept_keys(batch.id)]
-        return bool(self.scripts["drop"](keys=keys, args=[batch.id, batch.generation]))
+        keys = [*shard_keys(batch.id, "batch"), ACTIVE[batch.kind], CARE[batch.kind], ENDS, *self.kept_keys(batch.id)]
+        return bool(self.scripts["drop"](keys=keys, args=[batch.id, batch.generation, batch.kind]))
 
     def kept_keys(self, batch_id: str) -> list[str]:
         """All that is kept of a batch's shards, but for their spools."""

@@ -15,6 +15,7 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | `pressrun:care:batch`, `:job` | the same, by the time at which housekeeping looks at them next |
 | `pressrun:{id}` | a batch: its fields, status and counters |
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
+| `pressrun:ends` | how many batches and jobs have ended, by kind and status |
 | `pressrun:answer-tokens` | by model, how long answers were in the batches that ended last |
 """
 
@@ -56,7 +57,7 @@ from .tenants import TENANTS, Tenants, limit_field
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
 CARE: dict[BatchKind, str] = {"batch": "pressrun:care:batch", "job": "pressrun:care:job"}
-ANSWER_TOKENS = "pressrun:answer-tokens"
+ANSWER_TOKENS, ENDS = "pressrun:answer-tokens", "pressrun:ends"
 FILE_EXPIRY, UNFINISHED, SEQUENCE = "pressrun:file-expiry", "pressrun:unfinished-files", "pressrun:sequence"
 MODEL_TTL_S = 30
 LEARN = 0.3  # The weight of the newest batch in how long answers are.
@@ -336,6 +337,10 @@ class Store:
         rates = [card.tokens_per_s for card in self._cards()]
         known = [rate for rate in rates if rate > 0]
         return Speed(tokens_per_s=sum(known) / len(known) * len(rates) if known else 0.0, num_workers=len(rates))
+
+    def live_workers(self) -> list[ModelCard]:
+        """The card of every live worker."""
+        return self._cards()
 
     def _cards(self) -> list[ModelCard]:
         """The cards of live workers."""

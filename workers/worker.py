@@ -25,6 +25,7 @@ from ..engine.request import ModelInfo
 from ..jobs.backend import Backend, connect
 from ..jobs.errors import PressrunError, SettingsError, StoreUnavailable
 from ..jobs.lines import never_ran
+from ..jobs.metrics import publish
 from ..jobs.records import Claim, LineResult, ModelCard
 from ..jobs.settings import Settings
 from .appetite import Appetite
@@ -37,6 +38,7 @@ from .housekeeping import Housekeeper
 from .intake import Intake, Taken
 from .ledger import Ledger
 from .meter import Meter
+from .metrics import WorkerMetrics
 from .patience import PATIENCE_S, patiently
 from .prompts import Prepared, Prompts, Tokenizer
 from .responses import result_of
@@ -80,9 +82,10 @@ class PressrunWorker(RqDesk):
         self.waker = Waker()
         self.appetite = Appetite()
         self.meter = Meter()
+        self.metrics = WorkerMetrics()
         self.flight = Flight(engine, weigh=self.appetite.weight, max_line_s=settings.max_line_seconds)
-        self.keeper = EngineKeeper(engine, self.flight, self.waker, stall_s=settings.engine_stall_s)
-        self.ledger = Ledger(backend, self.waker, self._patiently)
+        self.keeper = EngineKeeper(engine, self.flight, self.waker, self.metrics, stall_s=settings.engine_stall_s)
+        self.ledger = Ledger(backend, self.waker, self._patiently, self.metrics)
         self.intake: Intake | None = None
         self._closing = threading.Event()
         self._housekeeper: threading.Thread | None = None
@@ -200,7 +203,7 @@ class PressrunWorker(RqDesk):
         prompts = Prompts(self.tokenizer, info, settings.model_name)
         self.intake = Intake(self.backend, prompts, self.waker, self._patiently)
         # Validation asks which models are served, so it must not begin before ours is.
-        keep_house = Housekeeper(self.backend).run
+        keep_house = Housekeeper(self.backend, self.metrics).run
         self._housekeeper = threading.Thread(target=keep_house, args=(self._closing,), name="housekeeper", daemon=True)
         self._housekeeper.start()
 
@@ -256,6 +259,7 @@ class PressrunWorker(RqDesk):
     def _let_go_of(self, lost: list[RunningShard]) -> None:
         for shard in lost:
             log.info("batch %s: shard %d is no longer this worker's", *shard.key)
+            self.metrics.lost_leases.inc()
             self._let_go(shard)
 
     def _let_go(self, shard: RunningShard) -> None:
@@ -298,6 +302,12 @@ class PressrunWorker(RqDesk):
         if self._card is not None:
             card = replace(self._card, tokens_per_s=round(self.meter.tokens_per_s, 1))
             self._tell(lambda: self.backend.store.touch_model(card))
+            self._publish_metrics()
+
+    def _publish_metrics(self) -> None:
+        """Beside the card, so that both count for as long."""
+        self.metrics.tokens_per_s.set(self.meter.tokens_per_s)
+        self._tell(lambda: publish(self.backend.store, self.name, self.metrics.registry))
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()
