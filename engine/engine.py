@@ -27,7 +27,8 @@ from .lifetimes import note_admitted, note_first_tokens
 from .loading import load
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
-from .refusals import find_fault
+from .pooling import find_pooling
+from .refusals import embedding_fault, find_fault
 from .reports import Ending, Reporter
 from .request import Load, ModelInfo, Output, Request
 from .rows import Rows
@@ -49,6 +50,8 @@ class Engine:
     def __init__(self, config: EngineConfig, decode: Decode | None = None) -> None:
         loaded = load(config)
         self._config, self._decode = config, decode
+        self._pooling = find_pooling(config.model, config.pooling)
+        self._takes_means = self._pooling is not None and self._pooling.kind == "mean"
         sizes = choose_sizes(config, loaded)
         kv = make_pages(config, loaded, sizes)
         num_rows = sizes.num_rows
@@ -63,6 +66,7 @@ class Engine:
             page_size=sizes.page_size,
             device=loaded.device,
             num_graphed_tokens=sizes.num_graphed_tokens,
+            pooling=self._pooling,
         )
         on_gpu, windowed = loaded.device.type == "cuda", any(loaded.config.windows)
         shares_reading = config.enable_prefix_caching and on_gpu and not windowed
@@ -82,7 +86,7 @@ class Engine:
             min_spared_tokens=self._runner.spared_tokens_worth_sharing(),
             min_paced_tokens=sizes.num_paced_tokens,
         )
-        self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode)
+        self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode, self._pooling)
         self._is_async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._flying: tuple[Plan, Flight] | None = None
         self._live: dict[str, Sequence] = {}
@@ -95,6 +99,7 @@ class Engine:
             num_parameters=loaded.num_parameters,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
+            embedding_size=loaded.config.hidden_size if self._pooling else 0,
         )
 
     def add(self, requests: Iterable[Request]) -> None:
@@ -110,6 +115,8 @@ class Engine:
                 request=request,
                 seed=self._seed(request),
                 tokens=prompt.astype(np.int32),
+                # A mean is of all tokens, and the cache keeps no hidden states.
+                avoids_cache=request.embedding is not None and self._takes_means,
             )
             self._live[request.id] = sequence
             self._scheduler.add(sequence)
@@ -235,6 +242,8 @@ class Engine:
             )
         if params.stop and self._decode is None:
             return "stop strings need a tokenizer, and the engine was built without one"
+        if request.embedding is not None and (why := embedding_fault(request.embedding, self.info)) is not None:
+            return why
         fault = find_fault(params, self.info)
         return None if fault is None else f"{fault.field}: {fault.reason}"
 

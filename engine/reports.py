@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .lifetimes import lifetime
 from .pages import IntArray
+from .pooling import Pooling
 from .request import FinishReason, Output
 from .rows import Rows
 from .runner import Results
@@ -33,8 +34,10 @@ class Ending:
 class Reporter:
     """Reads the scheduler's rows after each step; it changes nothing in them."""
 
-    def __init__(self, rows: Rows, eos_token_ids: tuple[int, ...], decode: Decode | None) -> None:
-        self._rows, self._decode = rows, decode
+    def __init__(
+        self, rows: Rows, eos_token_ids: tuple[int, ...], decode: Decode | None, pooling: Pooling | None = None
+    ) -> None:
+        self._rows, self._decode, self._pooling = rows, decode, pooling
         self._eos_token_ids = np.array(eos_token_ids, np.int64)
 
     def report(
@@ -48,6 +51,7 @@ class Reporter:
             sequence = self._rows.sequence(row)
             if i in results.logprobs:
                 sequence.logprobs.append(results.logprobs[i])
+            sequence.pooled = results.pooled.get(i)
             ending = self._own_ending(sequence, row, endings.get(row))
             if ending is not None:
                 endings[row] = ending
@@ -61,6 +65,8 @@ class Reporter:
         """What is new of a sequence since its last output."""
         tokens = sequence.tokens if sequence.row is None else self._rows.tokens(sequence.row)
         generated = tokens[sequence.num_prompt :]
+        if sequence.embeds:
+            generated = generated[:0]
         start, sequence.num_reported = sequence.num_reported, len(generated)
         asks = sequence.request.params.logprobs is not None
         return Output(
@@ -70,8 +76,14 @@ class Reporter:
             stop_reason=ending.reason if ending else None,
             logprobs=sequence.logprobs[start:] if asks else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
+            embedding=self._embedding(sequence),
             lifetime=lifetime(sequence, len(generated)) if ending else None,
         )
+
+    def _embedding(self, sequence: Sequence) -> bytes | None:
+        if self._pooling is None or sequence.pooled is None or sequence.request.embedding is None:
+            return None
+        return self._pooling.embedding(sequence.pooled, sequence.num_prompt, sequence.request.embedding)
 
     def _common_endings(self, rows_D: IntArray, tokens_D: IntArray) -> dict[int, Ending]:
         is_eos_D = np.isin(tokens_D, self._eos_token_ids) & self._rows.heeds_eos_R[rows_D]
@@ -83,6 +95,8 @@ class Reporter:
         """The ending by the request's own stops, if they say so, else the common one."""
         params = sequence.request.params
         generated = self._rows.tokens(row)[sequence.num_prompt :]
+        if sequence.embeds:
+            return Ending(finish="stop")
         if common is not None and common.finish == "stop":
             return common
         token = int(generated[-1])

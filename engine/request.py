@@ -51,11 +51,19 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """Asks for one vector that stands for the whole prompt, of its first `dimensions`; None: of all."""
+
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One sequence to complete. `n` choices of one prompt are `n` requests, which share its cached pages.
 
     Lower `priority` runs first; equals in rounds (`waiting.py`). With `stream` every step's tokens are reported,
-    otherwise only the finished sequence.
+    otherwise only the finished sequence. With an `embedding` the prompt is all that is computed, and its vector is the
+    answer; `params` are `EMBEDDING_PARAMS` then.
     """
 
     id: str
@@ -63,6 +71,11 @@ class Request:
     params: SamplingParams
     priority: int = 0
     stream: bool = False
+    embedding: Embedding | None = None
+
+
+# A prompt ends with the draw of one token, which nobody is told of.
+EMBEDDING_PARAMS = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +108,8 @@ class Output:
 
     `finish_reason` is set on the last one: "stop" (end of sequence, stop token or stop string: `stop_reason` says
     which, None for end of sequence), "length", "abort", or "error" with `error` in words. The token that ended the
-    sequence is included in `token_ids`. `lifetime` is on the last one too, unless the request was refused.
-    `num_cached_tokens` counts prompt tokens served from cached pages.
+    sequence is included in `token_ids`. `num_cached_tokens` counts prompt tokens served from cached pages. An
+    `embedding` is float32, little-endian. `lifetime` is on the last one too, unless the request was refused.
     """
 
     id: str
@@ -106,6 +119,7 @@ class Output:
     logprobs: list[TokenLogprob] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    embedding: bytes | None = None
     lifetime: Lifetime | None = None
 
 
@@ -127,7 +141,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a caller must know of the loaded model to make requests that fit."""
+    """What a caller must know of the loaded model to make requests that fit.
+
+    Embeddings have `embedding_size` dimensions; 0: the model gives none.
+    """
 
     max_model_len: int
     vocab_size: int
@@ -135,3 +152,4 @@ class ModelInfo:
     num_parameters: int = 0
     dtype: str = "float32"
     device: str = "cpu"
+    embedding_size: int = 0

@@ -10,7 +10,7 @@ R rows, N pages a row can hold; S rows of a step, T tokens, D of the rows draw, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from .errors import OutOfMemory
 from .graphs import StepGraphs, gpu_milliseconds
 from .models.base import KVPages, Model, StepTensors
 from .pages import IntArray
+from .pooling import FloatArray, Pooled, Pooler, Pooling
 from .prefixes import NUM_LEVELS, all_share_a_page, shared_prefixes
 from .request import TokenLogprob
 from .sampling import AskedLogprobs, Drawing, Drawn, Sampler
@@ -34,25 +35,30 @@ from .transfer import Download, upload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The tokens that a plan's drawing rows drew, in their order, and what was asked of their log-probabilities."""
+    """The tokens that a plan's drawing rows drew, in their order, and what else was asked, by place among them."""
 
     tokens: IntArray
     logprobs: dict[int, TokenLogprob]
+    pooled: dict[int, FloatArray] = field(default_factory=dict)
 
 
 class Flight:
     """A step under way."""
 
-    def __init__(self, tokens_S: Tensor, lines_D: IntArray, logprobs: AskedLogprobs | None) -> None:
-        self._lines_D, self._logprobs = lines_D, logprobs
-        self._download = Download([tokens_S, *([] if logprobs is None else logprobs.tensors)])
+    def __init__(
+        self, tokens_S: Tensor, lines_D: IntArray, logprobs: AskedLogprobs | None, pooled: Pooled | None
+    ) -> None:
+        self._lines_D, self._logprobs, self._pooled = lines_D, logprobs, pooled
+        vectors = [] if pooled is None else [pooled.vectors_nE]
+        self._download = Download([tokens_S, *vectors, *([] if logprobs is None else logprobs.tensors)])
 
     def results(self) -> Results:
         """Wait for the step to end."""
         tokens_S, *asked = self._download.wait()
         tokens_D = tokens_S[self._lines_D]
+        pooled = {} if self._pooled is None else self._pooled.read(asked.pop(0))
         logprobs = {} if self._logprobs is None else self._logprobs.read(tokens_D, asked)
-        return Results(tokens=tokens_D, logprobs=logprobs)
+        return Results(tokens=tokens_D, logprobs=logprobs, pooled=pooled)
 
 
 class Runner:
@@ -69,9 +75,11 @@ class Runner:
         page_size: int,
         device: torch.device,
         num_graphed_tokens: int,
+        pooling: Pooling | None = None,
     ) -> None:
         self._model, self._kv, self._sampler = model, kv, sampler
         self._page_size, self._device, self._max_len = page_size, device, max_len
+        self._pooler = Pooler(num_rows, pooling, device)
         num_columns = -(-max_len // page_size)
         # As in the sampler, the last row is nobody's.
         self._page_table_RN = torch.zeros(num_rows + 1, num_columns, dtype=torch.int32, device=device)
@@ -155,17 +163,22 @@ class Runner:
 
     def _launch(self, plan: Plan) -> Flight:
         self._sampler.open(plan.admitted)
+        self._pooler.open(plan.admitted)
         step = [plan.rows, plan.starts, np.append(0, np.cumsum(plan.lengths)), plan.token_ids]
         shared = np.zeros(0, np.int64) if plan.sharing is None else plan.sharing.words(self._page_size, len(plan.rows))
         changes = [plan.table_rows, plan.table_columns, plan.table_pages]
         sent = _send([*step, shared, *changes], self._device)
         if len(plan.table_rows):
             self._page_table_RN[sent[5], sent[6]] = sent[7]
-        drawn = self._forward(plan, sent[:4], sent[4]).narrowed(len(plan.rows))
+        pooled = None
+        if self._pooler.asks(plan.rows):
+            drawn, pooled = self._forward_and_pool(plan, sent[:4], sent[4])
+        else:
+            drawn = self._forward(plan, sent[:4], sent[4]).narrowed(len(plan.rows))
         lines_D = np.flatnonzero(plan.draws)
         ends_D = (plan.starts + plan.lengths)[lines_D]
         logprobs = self._sampler.amend(drawn, Drawing(lines_D=lines_D, rows_D=plan.rows[lines_D], positions_D=ends_D))
-        return Flight(drawn.tokens_S, lines_D, logprobs)
+        return Flight(drawn.tokens_S, lines_D, logprobs, pooled)
 
     def _forward(self, plan: Plan, sent: Sequence[Tensor], shared: Tensor) -> Drawn:
         """What follows every row's last token, padded rows behind them. Rows that are not at their end draw in vain."""
@@ -178,6 +191,22 @@ class Runner:
         inputs = StepInputs.empty(num_tokens, num_rows, self._device)
         self._fill(sent, inputs)
         return self._compute(inputs, shared_prefixes(shared, num_levels), int(plan.lengths.max()))
+
+    def _forward_and_pool(self, plan: Plan, sent: Sequence[Tensor], shared: Tensor) -> tuple[Drawn, Pooled | None]:
+        """The same without a graph: graphs keep no hidden states, and prompts are seldom captured."""
+        inputs = StepInputs.empty(len(plan.token_ids), len(plan.rows), self._device)
+        self._fill(sent, inputs)
+        num_levels = 0 if plan.sharing is None else len(plan.sharing.levels)
+        step = self._step(inputs, shared_prefixes(shared, num_levels), int(plan.lengths.max()))
+        if self._pooler.needs_all:
+            every_T = torch.arange(len(plan.token_ids), dtype=step.last.dtype, device=self._device)
+            hidden_TE = self._model.forward(inputs.token_ids_P, replace(step, last=every_T), self._kv)
+            hidden_SE, states = hidden_TE[step.last], hidden_TE
+        else:
+            hidden_SE = states = self._model.forward(inputs.token_ids_P, step, self._kv)
+        logits_SV = self._model.logits(hidden_SE)
+        tokens_S = self._sampler.draw(logits_SV, inputs.rows_Q, inputs.context_lens_Q)
+        return Drawn(logits_SV=logits_SV, tokens_S=tokens_S), self._pooler.pool(plan, states)
 
     def _fill(self, sent: Sequence[Tensor], inputs: StepInputs) -> None:
         rows_S, starts_S, query_starts_S1, given_ids_T = sent
@@ -199,7 +228,16 @@ class Runner:
         max_query_len: int | None,
         out: Drawn | None = None,
     ) -> Drawn:
-        step = StepTensors(
+        step = self._step(inputs, shared, max_query_len)
+        hidden_SE = self._model.forward(inputs.token_ids_P, step, self._kv)
+        logits_SV = self._model.logits(hidden_SE, None if out is None else out.logits_SV)
+        tokens_S = self._sampler.draw(
+            logits_SV, inputs.rows_Q, inputs.context_lens_Q, None if out is None else out.tokens_S
+        )
+        return Drawn(logits_SV=logits_SV, tokens_S=tokens_S)
+
+    def _step(self, inputs: StepInputs, shared: SharedPrefixes, max_query_len: int | None) -> StepTensors:
+        return StepTensors(
             positions=inputs.positions_P,
             slots=inputs.slots_P,
             page_table=self._page_table_RN,
@@ -210,12 +248,6 @@ class Runner:
             max_query_len=max_query_len,
             shared=shared if shared.levels else None,
         )
-        hidden_SE = self._model.forward(inputs.token_ids_P, step, self._kv)
-        logits_SV = self._model.logits(hidden_SE, None if out is None else out.logits_SV)
-        tokens_S = self._sampler.draw(
-            logits_SV, inputs.rows_Q, inputs.context_lens_Q, None if out is None else out.tokens_S
-        )
-        return Drawn(logits_SV=logits_SV, tokens_S=tokens_S)
 
 
 def _send(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> Sequence[Tensor]:

@@ -1,4 +1,4 @@
-"""What a chat or completion request may ask: its fields, their ranges, and clear refusals for the rest.
+"""What a request may ask (embeddings: `embeddings.py`): its fields, their ranges, and clear refusals for the rest.
 
 The fields are OpenAI's, and vLLM's beyond them. What Pressrun does not do yet is refused by name, so that no option is
 taken and ignored. Knows nothing of models: whether a prompt fits is the worker's to say.
@@ -21,9 +21,10 @@ from pydantic import (
 )
 
 from .constraints import MAX_INT, AllowedTokenIds, BadWords, LogitBias
+from .embeddings import EmbeddingRequest
 from .errors import UserError
 from .invalid import invalid_type, user_error, whole_text
-from .records import CHAT, COMPLETIONS
+from .records import CHAT, COMPLETIONS, EMBEDDINGS
 
 UNBUILT = {
     "audio", "best_of", "function_call", "functions", "guided_json", "modalities", "parallel_tool_calls", "prediction",
@@ -175,13 +176,14 @@ class CompletionRequest(Sampled):
         return self.logprobs
 
 
-BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest]] = {
+BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest] | type[EmbeddingRequest]] = {
     CHAT: ChatCompletionRequest,
     COMPLETIONS: CompletionRequest,
+    EMBEDDINGS: EmbeddingRequest,
 }
 
 
-def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | CompletionRequest:
+def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | CompletionRequest | EmbeddingRequest:
     """The request in `body`, for one of `BODIES`' endpoints. Raises UserError that names the field and the fix."""
     if not isinstance(body, dict):
         raise invalid_type("body", "an object", body)

@@ -120,6 +120,11 @@ class Settings(BaseSettings):
     kv_cache_dtype: Literal["auto", "fp8"] = Field(
         "auto", description="Precision of the KV cache. fp8 holds twice the tokens and rounds them; auto is dtype's."
     )
+    pooling: Literal["auto", "last", "mean", "none"] = Field(
+        "auto",
+        description="What an embedding is made of: the last token's hidden state or the mean of all; none refuses "
+        "/v1/embeddings. auto: what the model's folder says (1_Pooling/config.json), else last.",
+    )
     kv_cache_gb: float = Field(1.0, gt=0, description="KV cache size on a CPU, in GiB.")
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="Share of the GPU's memory that the engine may fill."

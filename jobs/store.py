@@ -37,6 +37,7 @@ from .errors import Conflict, NotFound, QuotaExceeded, StoreUnavailable
 from .ids import new_id
 from .records import (
     DEFAULT_TENANT,
+    EMBEDDINGS,
     ENDED,
     MOVES,
     Batch,
@@ -361,7 +362,7 @@ class Store:
 
     def learn_answer_tokens(self, batch: Batch) -> None:
         """Remember how long the answers of an ended batch were: an estimate, so if two do so at once one may win."""
-        if batch.model and batch.counts.completed:
+        if batch.model and batch.counts.completed and batch.endpoint != EMBEDDINGS:
             mean = batch.usage.output_tokens / batch.counts.completed
             before = float(self.redis.hget(ANSWER_TOKENS, batch.model) or mean)
             self.redis.hset(ANSWER_TOKENS, batch.model, f"{before + LEARN * (mean - before):.2f}")

@@ -6,22 +6,25 @@ A token is a byte of UTF-8. Sampling parameters other than `max_tokens` change n
 from __future__ import annotations
 
 import heapq
+import math
 import time
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from ..engine.request import Lifetime, Load, ModelInfo, Output, Request, TokenLogprob
+from ..engine.request import Embedding, Lifetime, Load, ModelInfo, Output, Request, TokenLogprob
 
 PAGE_SIZE = 16
 NUM_PAGES = 2**20
+EMBEDDING_SIZE = 8
 
 
 class EchoEngine:
     """Finishes at most `max_num_seqs` requests a step; a step takes `step_s` seconds."""
 
     def __init__(self, *, max_model_len: int = 131072, max_num_seqs: int = 256, step_s: float = 0.0) -> None:
-        self.info = ModelInfo(max_model_len=max_model_len, vocab_size=256)
+        self.info = ModelInfo(max_model_len=max_model_len, vocab_size=256, embedding_size=EMBEDDING_SIZE)
         self.max_num_seqs = max_num_seqs
         self.step_s = step_s
         self._arrivals = count()
@@ -66,6 +69,8 @@ class EchoEngine:
 
     def _answer(self, request: Request) -> Output:
         params = request.params
+        if request.embedding is not None:
+            return self._embed(request, request.embedding)
         tokens = list(request.prompt[: params.max_tokens])
         self._num_prompt_tokens += len(request.prompt)
         self._num_generated_tokens += len(tokens)
@@ -76,6 +81,22 @@ class EchoEngine:
             finish_reason="length",
             logprobs=None if params.logprobs is None else [_certain(token, params.logprobs) for token in tokens],
             lifetime=self._lifetime(request, len(tokens)),
+        )
+
+    def _embed(self, request: Request, asked: Embedding) -> Output:
+        """How often bytes of each kind come, as a stand-in for what they mean."""
+        self._num_prompt_tokens += len(request.prompt)
+        counts = [0.0] * EMBEDDING_SIZE
+        for token in request.prompt:
+            counts[token % EMBEDDING_SIZE] += 1
+        counts = counts[: asked.dimensions]
+        length = math.hypot(*counts) or 1.0
+        return Output(
+            id=request.id,
+            token_ids=[],
+            finish_reason="stop",
+            embedding=array("f", [count / length for count in counts]).tobytes(),
+            lifetime=self._lifetime(request, 0),
         )
 
     def _lifetime(self, request: Request, num_tokens: int) -> Lifetime:

@@ -14,12 +14,14 @@ from typing import Protocol
 
 from ..engine.expand import expand
 from ..engine.refusals import find_fault
-from ..engine.request import ModelInfo, Request, SamplingParams
+from ..engine.request import EMBEDDING_PARAMS, Embedding, ModelInfo, Request, SamplingParams
+from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
-from ..jobs.line_options import line_options
+from ..jobs.line_options import LineOptions, line_options
 from ..jobs.lines import refused
 from ..jobs.records import Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
+from .embeddings import asked_of, check_size
 from .twins import digest_of
 
 log = logging.getLogger(__name__)
@@ -44,15 +46,16 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A line that is ready to run: `body.n` choices of every prompt; `params` go with `prompts`.
+    """A line that is ready to run: `body.n` choices of every prompt, or its `embedding`; `params` go with `prompts`.
 
     Lines with the same `twin` are bound to get the same answer. After `timeout_s` in the engine it is given up.
     """
 
     line: Line
-    body: Body
+    body: Body | EmbeddingRequest
     prompts: tuple[Sequence[int], ...]
     params: tuple[SamplingParams, ...]
+    embedding: Embedding | None = None
     twin: bytes | None = None
     timeout_s: float | None = None
 
@@ -66,7 +69,11 @@ class Prepared:
         return [
             request
             for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True))
-            for request in expand(Request(id=name, prompt=prompt, params=params, priority=priority), n, first=i * n)
+            for request in expand(
+                Request(id=name, prompt=prompt, params=params, priority=priority, embedding=self.embedding),
+                n,
+                first=i * n,
+            )
         ]
 
 
@@ -87,6 +94,8 @@ class Prompts:
             options = line_options(line.options)
             body = parse_body(line.url, line.body)
             self._check_model(body)
+            if isinstance(body, EmbeddingRequest):
+                return self._prepare_embedding(line, body, options)
             prompts = self._tokens(body)
             bad_words = self._bad_words(body)
             params = tuple(self._params(body, prompt, bad_words) for prompt in prompts)
@@ -101,7 +110,21 @@ class Prompts:
             return refused(line, UserError("The request could not be prepared.", status=500, code="server_error"))
         return Prepared(line=line, body=body, prompts=prompts, params=params, twin=twin, timeout_s=options.timeout_s)
 
-    def _check_model(self, body: Body) -> None:
+    def _prepare_embedding(self, line: Line, body: EmbeddingRequest, options: LineOptions) -> Prepared:
+        embedding = asked_of(body, self.info)
+        prompts = self._given(body.input, "input")
+        check_size(prompts, embedding, self.info)
+        return Prepared(
+            line=line,
+            body=body,
+            prompts=prompts,
+            params=(EMBEDDING_PARAMS,) * len(prompts),
+            embedding=embedding,
+            twin=digest_of(line.url, body),
+            timeout_s=options.timeout_s,
+        )
+
+    def _check_model(self, body: Body | EmbeddingRequest) -> None:
         if body.model != self.model:
             message = f"The model `{body.model}` does not exist or you do not have access to it."
             raise UserError(message, param="model", code="model_not_found", status=404)
@@ -118,14 +141,17 @@ class Prompts:
                 raise UserError(
                     f"The model's chat template refuses this conversation: {error}", param="messages"
                 ) from error
-        prompt = body.prompt
+        return self._given(body.prompt, "prompt")
+
+    def _given(self, prompt: str | Sequence[str | int | list[int]], param: str) -> tuple[Sequence[int], ...]:
+        """What may be one text or several, the tokens of one or of several, as tokens."""
         if isinstance(prompt, str):
             return tuple(self.tokenizer.encode([prompt]))
         if isinstance(prompt[0], str):
             return tuple(self.tokenizer.encode([text for text in prompt if isinstance(text, str)]))
         if isinstance(prompt[0], int):
-            return (self._known([token for token in prompt if isinstance(token, int)], "prompt"),)
-        return tuple(self._known(tokens, "prompt") for tokens in prompt if isinstance(tokens, list))
+            return (self._known([token for token in prompt if isinstance(token, int)], param),)
+        return tuple(self._known(tokens, param) for tokens in prompt if isinstance(tokens, list))
 
     def _known(self, tokens: list[int], param: str) -> list[int]:
         if max(tokens, default=0) >= self.info.vocab_size:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.request import Output, TokenLogprob
+from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
 from ..jobs.ids import passing_id
 from ..jobs.lines import answered, refused
 from ..jobs.records import LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
+from .embeddings import embedding_answer
 from .prompts import Body, Prepared, Tokenizer
 
 
@@ -41,6 +43,8 @@ def result_of(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenize
 def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) -> tuple[dict[str, Any], Usage]:
     """The response body of a line that ran, and what it used."""
     body = prepared.body
+    if isinstance(body, EmbeddingRequest):
+        return embedding_answer(body, prepared.prompts, outputs)
     usage = _usage(prepared, outputs)
     choices = [choice_of(body, output, tokenizer) for output in outputs]
     if isinstance(body, CompletionRequest) and body.echo:
