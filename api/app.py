@@ -22,6 +22,7 @@ from .door import Door, check_settings
 from .edge import Edge
 from .errors import AWAY, install_error_handlers
 from .schemas import ErrorBody
+from .tracing import Traced
 from .waiting import Waiting
 
 log = logging.getLogger("pressrun.api")
@@ -57,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(Door, settings=settings)
     app.add_middleware(Edge, settings=settings)
+    app.add_middleware(Traced)
     app.add_middleware(metrics.Counted, requests=requests)  # Added last: outermost.
     install_error_handlers(app)
     # For the document only, where a key is needed whatever the address: it is the door that asks for it.

@@ -56,7 +56,7 @@ class Requests:
     def note(self, scope: Scope, status: int | None, seconds: float) -> None:
         """One request is over; without a status it was not answered."""
         method = scope["method"] if scope["method"] in METHODS else "other"
-        route = _route_of(scope)
+        route = route_of(scope)
         self._total.labels(method, route, "none" if status is None else str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
@@ -130,7 +130,7 @@ def _all(requests: Requests, shared: Iterable[Metric], *, up: bool) -> Iterator[
     yield from without_created(requests.registry.collect())
 
 
-def _route_of(scope: Scope) -> str:
+def route_of(scope: Scope) -> str:
     """The template of the route: as the router found it, or would have if the door had let the request in."""
     route = scope.get("route")
     if route is None and "app" in scope:

@@ -438,7 +438,7 @@ def _file(raw: Mapping[Any, Any]) -> File:
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
     "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant", "event_id",
-    "input_url", "input_etag", "output_prefix", "delivery_error",
+    "input_url", "input_etag", "output_prefix", "delivery_error", "trace",
 )  # fmt: skip
 _CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before", "delivery_error")  # Empty is none.
 # What a version before this one has not written is 0 or false.

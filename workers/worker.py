@@ -44,6 +44,7 @@ from .prompts import Prepared, Prompts, Tokenizer
 from .responses import result_of
 from .rq_desk import RqDesk
 from .shard import RunningShard, Ticket
+from .spans import LineSpans
 from .waker import Waker
 
 T = TypeVar("T")
@@ -83,6 +84,7 @@ class PressrunWorker(RqDesk):
         self.appetite = Appetite()
         self.meter = Meter()
         self.metrics = WorkerMetrics()
+        self.spans = LineSpans(backend.traces, worker=name, share=settings.traced_lines)
         self.flight = Flight(engine, weigh=self.appetite.weight, max_line_s=settings.max_line_seconds)
         self.keeper = EngineKeeper(engine, self.flight, self.waker, self.metrics, stall_s=settings.engine_stall_s)
         self.ledger = Ledger(backend, self.waker, self._patiently, self.metrics)
@@ -185,11 +187,14 @@ class PressrunWorker(RqDesk):
             for output in () if flying.is_twin else outputs:
                 self.appetite.learn(len(flying.prepared.prompts[0]), len(output.token_ids))
             result = result_of(flying.prepared, outputs, self.tokenizer)
+            self.spans.tell(flying, result)
             tokens += result.usage.input_tokens + result.usage.output_tokens
             self.ledger.enter(flying.shard, result)
         self.meter.note(time.monotonic(), busy=busy, tokens=tokens)
         for flying, code in heard.given_up:
-            self.ledger.enter(flying.shard, never_ran(flying.prepared.line, code))
+            given_up = never_ran(flying.prepared.line, code)
+            self.spans.tell(flying, given_up)
+            self.ledger.enter(flying.shard, given_up)
         if self.intake is None and self.engine.info is not None:
             self._open_for_business(self.engine.info)
 
