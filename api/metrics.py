@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from anyio import CapacityLimiter, fail_after, to_thread
 from fastapi import APIRouter, Request, Response
@@ -92,16 +92,27 @@ class Scrapes:
         self._standing = Standing(backend)
         self._requests = requests
         self._threads = CapacityLimiter(NUM_THREADS)
+        self._written: tuple[list[Metric], bytes] = ([], b"")
 
     async def text(self) -> bytes:
         """All that is known, in Prometheus' text format."""
         try:
             with fail_after(DEADLINE_S):
-                shared = await to_thread.run_sync(self._standing.read, limiter=self._threads, abandon_on_cancel=True)
+                shared = await to_thread.run_sync(self._shared, limiter=self._threads, abandon_on_cancel=True)
         except UNREACHABLE as error:
             log.warning("metrics: Redis does not answer: %s", error or type(error).__name__)
-            return _text(self._requests, [], up=False)
-        return _text(self._requests, shared, up=True)
+            return _text([_up(0), *self._own()])
+        return shared + _text([_up(1), *self._own()])
+
+    def _shared(self) -> bytes:
+        """What all servers tell alike, written once for each reading: of many workers it is long."""
+        metrics = self._standing.read()
+        if metrics is not self._written[0]:
+            self._written = metrics, _text(metrics)
+        return self._written[1]
+
+    def _own(self) -> Iterable[Metric]:
+        return without_created(self._requests.registry.collect())
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -118,16 +129,14 @@ class _Fixed(Collector):
         return self._metrics
 
 
-def _text(requests: Requests, shared: Iterable[Metric], *, up: bool) -> bytes:
+def _text(metrics: Iterable[Metric]) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Fixed(_all(requests, shared, up=up)))
+    registry.register(_Fixed(metrics))
     return generate_latest(registry)
 
 
-def _all(requests: Requests, shared: Iterable[Metric], *, up: bool) -> Iterator[Metric]:
-    yield GaugeMetricFamily("pressrun:redis_up", "Whether Redis answered; if not, most is missing.", value=float(up))
-    yield from shared
-    yield from without_created(requests.registry.collect())
+def _up(value: float) -> Metric:
+    return GaugeMetricFamily("pressrun:redis_up", "Whether Redis answered; if not, most is missing.", value=value)
 
 
 def route_of(scope: Scope) -> str:

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from housekeeping import add_batch
 from prometheus_client import generate_latest
 from redis import Redis
 
+from pressrun.bench.housekeeping import add_batch
 from pressrun.engine.lifetimes import note_first_tokens
 from pressrun.engine.request import Lifetime, Output
 from pressrun.engine.rows import Rows

@@ -28,7 +28,7 @@ from .loading import load
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
 from .pooling import find_pooling
-from .refusals import embedding_fault, find_fault
+from .refusals import HEADLESS, embedding_fault, find_fault
 from .reports import Ending, Reporter
 from .request import Load, ModelInfo, Output, Request
 from .rows import Rows
@@ -100,6 +100,7 @@ class Engine:
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
             embedding_size=loaded.config.hidden_size if self._pooling else 0,
+            generates=loaded.generates,
         )
 
     def add(self, requests: Iterable[Request]) -> None:
@@ -244,6 +245,8 @@ class Engine:
             return "stop strings need a tokenizer, and the engine was built without one"
         if request.embedding is not None and (why := embedding_fault(request.embedding, self.info)) is not None:
             return why
+        if request.embedding is None and not self.info.generates:
+            return HEADLESS
         fault = find_fault(params, self.info)
         return None if fault is None else f"{fault.field}: {fault.reason}"
 

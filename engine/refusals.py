@@ -11,6 +11,7 @@ from .request import Embedding, ModelInfo, SamplingParams
 
 # Bounds what the engine keeps of a word, and compares with what was generated last.
 MAX_BAD_WORD_TOKENS = 32
+HEADLESS = "the model was saved without its head, and gives embeddings only"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,7 +143,7 @@ class Load:
 class ModelInfo:
     """What a caller must know of the loaded model to make requests that fit.
 
-    Embeddings have `embedding_size` dimensions; 0: the model gives none.
+    Embeddings have `embedding_size` dimensions; 0: the model gives none. Not every one `generates`.
     """
 
     max_model_len: int
@@ -153,3 +153,4 @@ class ModelInfo:
     dtype: str = "float32"
     device: str = "cpu"
     embedding_size: int = 0
+    generates: bool = True

@@ -19,7 +19,7 @@ from ..jobs.records import Usage
 
 DIGITS = 9  # So many tell any two float32 apart.
 # In one answer: a line of thousands of long vectors would fill a worker's memory, and Redis.
-MAX_NUMBERS = 2**21
+MAX_NUMBERS = 2**20
 
 
 def asked_of(body: EmbeddingRequest, info: ModelInfo) -> Embedding:

@@ -96,6 +96,7 @@ class Prompts:
             self._check_model(body)
             if isinstance(body, EmbeddingRequest):
                 return self._prepare_embedding(line, body, options)
+            self._check_generates(body)
             prompts = self._tokens(body)
             bad_words = self._bad_words(body)
             params = tuple(self._params(body, prompt, bad_words) for prompt in prompts)
@@ -123,6 +124,11 @@ class Prompts:
             twin=digest_of(line.url, body),
             timeout_s=options.timeout_s,
         )
+
+    def _check_generates(self, body: Body) -> None:
+        if not self.info.generates:
+            message = f"The model `{body.model}` gives embeddings only, at /v1/embeddings."
+            raise UserError(message, param="model", code="invalid_value")
 
     def _check_model(self, body: Body | EmbeddingRequest) -> None:
         if body.model != self.model:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pressrun.engine.errors import EngineError
@@ -168,6 +169,26 @@ def test_without_a_normalisation_the_mean_itself_is_told(tiny: Path, make_engine
     with torch.inference_mode():
         states = model(torch.tensor([list(range(40, 70))]), output_hidden_states=True).hidden_states[-1][0]
     np.testing.assert_allclose(vector(output), states.mean(0).numpy(), **CLOSE)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_without_a_head_gives_embeddings(
+    make_model: Callable[..., Path], make_engine: Make, ask: Ask, tied: bool
+) -> None:
+    """As Qwen3-Embedding is saved: its names have no `model.` in front."""
+    folder = make_model("qwen3", tie_word_embeddings=tied, head_dim=16)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tensors = load_file(folder / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    save_file(bare, folder / "model.safetensors", metadata={"format": "pt"})
+    engine = make_engine(folder)
+    prompt = list(range(40, 60))
+    outputs = engine.finish([embed(prompt), ask(prompt, id="b")])
+    np.testing.assert_allclose(vector(outputs["a"]), theirs(model, prompt, "last"), **CLOSE)
+    if tied:
+        assert outputs["b"].token_ids
+    else:
+        assert "gives embeddings only" in outputs["b"].error
 
 
 @pytest.mark.model

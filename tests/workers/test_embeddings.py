@@ -104,6 +104,14 @@ def test_a_model_without_embeddings_says_so() -> None:
     assert (error["param"], "gives no embeddings" in error["message"]) == ("model", True)
 
 
+def test_a_model_that_gives_nothing_else_says_so() -> None:
+    info = ModelInfo(max_model_len=CONTEXT, vocab_size=256, embedding_size=SIZE, generates=False)
+    asked = Line(index=0, custom_id="a", url="/v1/completions", body={"model": "m", "prompt": "hi"})
+    (result,) = Prompts(ByteTokenizer(), info, "m").prepare([asked])
+    assert isinstance(result, LineResult)
+    assert b"gives embeddings only, at /v1/embeddings" in result.data
+
+
 def test_an_answer_that_would_be_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings, "MAX_NUMBERS", 3 * SIZE)
     assert "Send fewer inputs" in refusal(input=["a"] * 4)["message"]
