@@ -203,3 +203,26 @@ def test_smollm2_gives_the_embeddings_of_transformers(
     outputs = engine.finish([embed(list(prompt), str(i)) for i, prompt in enumerate(wanted)])
     for i, prompt in enumerate(wanted):
         np.testing.assert_allclose(vector(outputs[str(i)]), theirs(model, list(prompt), kind), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.model
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_gives_the_same_beside_captured_steps(
+    smollm2: Path, humaneval: list[str], make_engine: Make, ask: Ask, kind: str
+) -> None:
+    """Generation runs on by graphs, before, between and after the steps that are pooled."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: run on a machine with one")
+    wanted = [list(prompt) for prompt in Tokenizer(smollm2).encode(humaneval[:12])]
+    generating = [ask(prompt[:20], id=f"g{i}", max_tokens=40, ignore_eos=True) for i, prompt in enumerate(wanted)]
+    embedding = [embed(prompt, str(i)) for i, prompt in enumerate(wanted)]
+    engine = make_engine(smollm2, pooling=kind, device="cuda", num_pages=512, max_num_batched_tokens=100)
+    outputs = engine.finish(generating + embedding, arrivals=random.Random(0))
+    reference = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    for i, prompt in enumerate(wanted):
+        # float32 products on a GPU round in another order.
+        assert float(vector(outputs[str(i)]) @ theirs(reference, prompt, kind)) > 0.9999
+    alone = make_engine(smollm2, device="cuda", num_pages=512, max_num_batched_tokens=100)
+    for request in generating:
+        assert outputs[request.id].token_ids == alone.finish([request])[request.id].token_ids
