@@ -2,12 +2,15 @@
 
     plan = scheduler.schedule()
     flight = runner.launch(plan)
+    flight.draw(matching.allowed(plan))
     results = flight.results()
     live = scheduler.record(plan, results.tokens)
     outputs, ended = reporter.report(rows, live, results)
 
 With asynchronous scheduling the last three are done while the next step already runs: the device never waits for this
 process. A sequence that has drawn its end is then found out one step late, and that step's token of it is dropped.
+Where rows follow grammars, a step draws only after the one before has ended: what is allowed depends on what that drew,
+and is found out while this step's layers are computed.
 
 Knows nothing of text but what `decode` tells it for stop strings, and nothing of where requests come from.
 """
@@ -23,7 +26,9 @@ import torch
 
 from .config import EngineConfig
 from .errors import OutOfMemory
+from .grammars import Grammars
 from .loading import load
+from .matching import Matching
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
 from .refusals import find_fault
@@ -81,6 +86,8 @@ class Engine:
             min_spared_tokens=self._runner.spared_tokens_worth_sharing(),
             min_paced_tokens=sizes.num_paced_tokens,
         )
+        self._grammars = Grammars(config.model, loaded.eos_token_ids)
+        self._matching = Matching(self._grammars, self._rows, loaded.device)
         self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode)
         self._is_async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._flying: tuple[Plan, Flight] | None = None
@@ -111,19 +118,25 @@ class Engine:
                 tokens=prompt.astype(np.int32),
             )
             self._live[request.id] = sequence
-            self._scheduler.add(sequence)
+            if request.params.grammar is None:
+                self._scheduler.add(sequence)
+            else:
+                self._grammars.compile(sequence)
 
     def step(self) -> list[Output]:
         """Start one step and end one; return what is due: finished sequences, new tokens of streams, refusals, aborts.
 
         The step that ends is the one before, if scheduling is asynchronous and there was one.
         """
+        self._take_compiled()
         outputs, self._due = self._due, []
         plan = self._scheduler.schedule()
         launched = None if plan is None else self._launch(plan)
         flying, self._flying = self._flying, launched
         if flying is not None:
             outputs += self._land(*flying)
+        if launched is not None and not launched[1].draws:
+            launched = self._flying = self._draw(*launched)
         if not self._is_async and launched is not None:
             self._flying = None
             outputs += self._land(*launched)
@@ -144,7 +157,7 @@ class Engine:
         return Load(
             num_rows=self._scheduler.max_running,
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + len(self._grammars),
             num_free_pages=pool.num_free,
             num_pages=pool.num_pages,
             page_size=self._rows.page_size,
@@ -165,10 +178,35 @@ class Engine:
     def _launch(self, plan: Plan) -> tuple[Plan, Flight] | None:
         """Start a step; None if there is no memory for it, and fewer sequences have to run from now on."""
         try:
-            return plan, self._runner.launch(plan)
+            flight = self._runner.launch(plan)
+            if not self._matching.concerns(plan):
+                flight.draw()
         except OutOfMemory as e:
             self._make_do(len(plan.token_ids), len(plan.rows), e)
             return None
+        return plan, flight
+
+    def _draw(self, plan: Plan, flight: Flight) -> tuple[Plan, Flight] | None:
+        """Have a step draw that had to wait for the one before; None if there is no memory for it."""
+        try:
+            flight.draw(self._matching.allowed(plan))
+        except OutOfMemory as e:
+            self._make_do(len(plan.token_ids), len(plan.rows), e)
+            return None
+        return plan, flight
+
+    def _take_compiled(self) -> None:
+        """Take in sequences whose grammars are ready; with nothing else to do, wait for one."""
+        if not len(self._grammars):
+            return
+        is_idle = len(self._live) == len(self._grammars) and not self._due and self._flying is None
+        for compiled in self._grammars.compiled(block=is_idle):
+            sequence = compiled.sequence
+            if compiled.fault is None:
+                self._scheduler.add(sequence)
+                continue
+            self._due.append(self._reporter.output(sequence, Ending(finish="error", error=compiled.fault)))
+            del self._live[sequence.request.id]
 
     def _make_do(self, num_tokens: int, num_rows: int, error: OutOfMemory) -> None:
         """Have steps of half as many sequences and tokens from now on; raise if that is no step any more."""
@@ -189,13 +227,15 @@ class Engine:
         """Take in what a step drew."""
         results = flight.results()
         live_D = self._scheduler.record(plan, results.tokens)
-        outputs, ended = self._reporter.report(plan.rows[plan.draws], live_D, results)
+        faults = self._matching.advance(plan, live_D, results.tokens)
+        outputs, ended = self._reporter.report(plan.rows[plan.draws], live_D, results, faults)
         self._forget(ended, ended=True)
         return outputs
 
     def _forget(self, sequences: list[Sequence], *, ended: bool) -> None:
-        if sequences:
-            self._scheduler.close(sequences, ended=ended)
+        known = set(sequences) - self._grammars.forget(sequences)
+        if known:
+            self._scheduler.close(known, ended=ended)
         for sequence in sequences:
             del self._live[sequence.request.id]
 

@@ -43,6 +43,7 @@ class Rows:
         self.heeds_eos_R = np.zeros(num_rows, np.bool_)
         self.may_end_early_R = np.zeros(num_rows, np.bool_)
         self.watched_R = np.zeros(num_rows, np.bool_)
+        self.has_grammar_R = np.zeros(num_rows, np.bool_)
 
     @property
     def num_free(self) -> int:
@@ -68,6 +69,7 @@ class Rows:
         self.heeds_eos_R[row] = not sequence.request.params.ignore_eos
         self.may_end_early_R[row] = sequence.may_end_early
         self.watched_R[row] = sequence.watched
+        self.has_grammar_R[row] = sequence.matcher is not None
         return row
 
     def close(self, sequence: Sequence) -> None:

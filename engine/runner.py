@@ -9,7 +9,8 @@ R rows, N pages a row can hold; S rows of a step, T tokens, D of the rows draw, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ..kernels.paged_attention import SharedPrefixes
 from ..kernels.step_inputs import StepInputs, step_inputs
+from .allowed import Allowed
 from .errors import OutOfMemory
 from .graphs import StepGraphs, gpu_milliseconds
 from .models.base import KVPages, Model, StepTensors
@@ -41,16 +43,33 @@ class Results:
 
 
 class Flight:
-    """A step under way."""
+    """A step under way: `draw` begins what is left to do, once, and `results` waits for its end."""
 
-    def __init__(self, tokens_S: Tensor, lines_D: IntArray, logprobs: AskedLogprobs | None) -> None:
-        self._lines_D, self._logprobs = lines_D, logprobs
-        self._download = Download([tokens_S, *([] if logprobs is None else logprobs.tensors)])
+    def __init__(self, sampler: Sampler, drawn: Drawn, drawing: Drawing) -> None:
+        self._sampler, self._drawn, self._drawing = sampler, drawn, drawing
+        self._download: Download | None = None
+        self._logprobs: AskedLogprobs | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether `draw` was called."""
+        return self._download is not None
+
+    @torch.inference_mode()
+    def draw(self, allowed: Allowed | None = None) -> None:
+        """Draw for the rows that ask for more than a step computes by itself. Raises OutOfMemory as `launch` does.
+
+        Before the next step is launched, because that overwrites what this one has left.
+        """
+        with out_of_memory(f"drawing for {len(self._drawing.rows_D)} sequences"):
+            logprobs = self._logprobs = self._sampler.amend(self._drawn, self._drawing, allowed)
+            self._download = Download([self._drawn.tokens_S, *([] if logprobs is None else logprobs.tensors)])
 
     def results(self) -> Results:
         """Wait for the step to end."""
+        assert self._download is not None, "a step ends only after it has drawn"
         tokens_S, *asked = self._download.wait()
-        tokens_D = tokens_S[self._lines_D]
+        tokens_D = tokens_S[self._drawing.lines_D]
         logprobs = {} if self._logprobs is None else self._logprobs.read(tokens_D, asked)
         return Results(tokens=tokens_D, logprobs=logprobs)
 
@@ -88,7 +107,7 @@ class Runner:
         graphs = self._graphs
         if graphs is None:
             return
-        self._sampler.warm_up()
+        self._sampler.warm_up(self._model.new_logits(1).dtype)
         # The largest first: the others then find memory enough in the graphs' pool.
         for size in reversed(graphs.shapes.sizes):
             self._warm_up(graphs, graphs.shapes.decodes(size), num_times=2)
@@ -143,15 +162,12 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Flight:
-        """Start computing the planned tokens and drawing the next token of the rows that reach their end.
+        """Start computing the planned tokens and, by their flight's `draw`, the next of the rows that reach their end.
 
         Raises OutOfMemory; the plan's sequences must then be admitted anew.
         """
-        try:
+        with out_of_memory(f"a step of {len(plan.token_ids)} tokens in {len(plan.rows)} sequences"):
             return self._launch(plan)
-        except torch.OutOfMemoryError as e:
-            torch.cuda.empty_cache()
-            raise OutOfMemory(f"a step of {len(plan.token_ids)} tokens in {len(plan.rows)} sequences: {e}") from e
 
     def _launch(self, plan: Plan) -> Flight:
         self._sampler.open(plan.admitted)
@@ -164,8 +180,8 @@ class Runner:
         drawn = self._forward(plan, sent[:4], sent[4]).narrowed(len(plan.rows))
         lines_D = np.flatnonzero(plan.draws)
         ends_D = (plan.starts + plan.lengths)[lines_D]
-        logprobs = self._sampler.amend(drawn, Drawing(lines_D=lines_D, rows_D=plan.rows[lines_D], positions_D=ends_D))
-        return Flight(drawn.tokens_S, lines_D, logprobs)
+        drawing = Drawing(lines_D=lines_D, rows_D=plan.rows[lines_D], positions_D=ends_D)
+        return Flight(self._sampler, drawn, drawing)
 
     def _forward(self, plan: Plan, sent: Sequence[Tensor], shared: Tensor) -> Drawn:
         """What follows every row's last token, padded rows behind them. Rows that are not at their end draw in vain."""
@@ -216,6 +232,16 @@ class Runner:
             logits_SV, inputs.rows_Q, inputs.context_lens_Q, None if out is None else out.tokens_S
         )
         return Drawn(logits_SV=logits_SV, tokens_S=tokens_S)
+
+
+@contextmanager
+def out_of_memory(what: str) -> Iterator[None]:
+    """torch's error as ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        torch.cuda.empty_cache()
+        raise OutOfMemory(f"{what}: {e}") from e
 
 
 def _send(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> Sequence[Tensor]:

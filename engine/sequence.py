@@ -7,11 +7,15 @@ every step; what changes in every step lies in `rows.py`. Knows nothing of pages
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from .request import Request, TokenLogprob
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +25,7 @@ class Sequence:
     `tokens` is the prompt, after a preemption with the tokens generated until then behind it; while the sequence
     has a row, the row's token ids are the truth. `page_hashes` names its full pages in order. `seed` is the
     request's, or the engine's choice for it. `place` is where it stands among those of its priority, once known.
+    `matcher` follows its grammar, if it has one, and has read what is known of the generated tokens.
     """
 
     request: Request
@@ -32,6 +37,7 @@ class Sequence:
     num_cached_tokens: int | None = None
     num_reported: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    matcher: LLMatcher | None = None
 
     @property
     def order(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from pressrun.bench.byte_level import write_tokenizer
 from pressrun.engine.config import EngineConfig
 from pressrun.engine.engine import Engine
 from pressrun.engine.forecast import LengthForecast
@@ -145,6 +146,14 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
 def tiny(make_model: Callable[..., Path]) -> Path:
     """A small Llama with random weights."""
     return make_model()
+
+
+@pytest.fixture
+def speller(make_model: Callable[..., Path]) -> Path:
+    """A small Llama with random weights and a tokenizer; its last 20 tokens are padding."""
+    folder = make_model(vocab_size=320, max_position_embeddings=512)
+    write_tokenizer(folder, 300, {0: "<unk>", 1: "<s>", 2: "</s>"})
+    return folder
 
 
 @pytest.fixture
