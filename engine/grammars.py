@@ -101,7 +101,7 @@ def compile_grammar(grammar: str, tokenizer: LLTokenizer) -> LLMatcher:
         verbose_errors=False,
     )
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
-    matcher.compute_bitmask()  # Some are found to be too complex only then.
+    matcher.compute_bitmask()  # Once for all copies: they share what is found out about the tokens.
     if matcher.is_error():
         raise GrammarRefused(fault_of(matcher))
     return matcher

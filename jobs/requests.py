@@ -24,10 +24,11 @@ from .constraints import MAX_INT, AllowedTokenIds, BadWords, LogitBias
 from .errors import UserError
 from .invalid import invalid_type, user_error, whole_text
 from .records import CHAT, COMPLETIONS
+from .structured import Structured, refuse_old_names
 
 UNBUILT = {
-    "audio", "best_of", "function_call", "functions", "guided_json", "modalities", "parallel_tool_calls", "prediction",
-    "prompt_logprobs", "reasoning_effort", "structured_outputs", "suffix", "tool_choice", "tools", "verbosity",
+    "audio", "best_of", "function_call", "functions", "modalities", "parallel_tool_calls", "prediction",
+    "prompt_logprobs", "reasoning_effort", "suffix", "tool_choice", "tools", "verbosity",
     "web_search_options",
 }  # fmt: skip
 MAX_PROMPTS, MAX_FIELDS = 2048, 100
@@ -72,13 +73,7 @@ class Message(_Strict):
         return "".join(part.text for part in self.content)
 
 
-class ResponseFormat(_Strict):
-    """Only plain text: schemas are not built yet."""
-
-    type: Literal["text"]
-
-
-class Sampled(_Strict):
+class Sampled(_Strict, Structured):
     """What chat and completions have in common."""
 
     model: str
@@ -124,7 +119,6 @@ class ChatCompletionRequest(Sampled):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatCompletionRequest:
@@ -185,6 +179,7 @@ def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | Completio
     """The request in `body`, for one of `BODIES`' endpoints. Raises UserError that names the field and the fix."""
     if not isinstance(body, dict):
         raise invalid_type("body", "an object", body)
+    refuse_old_names(body)
     for name in body.keys() & UNBUILT:
         if body[name] is not None:
             raise UserError(f"'{name}' is not supported yet; remove it.", param=name, code="unsupported_parameter")

@@ -20,6 +20,7 @@ from ..jobs.line_options import line_options
 from ..jobs.lines import refused
 from ..jobs.records import Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
+from .grammars import grammar_of
 from .twins import digest_of
 
 log = logging.getLogger(__name__)
@@ -88,8 +89,8 @@ class Prompts:
             body = parse_body(line.url, line.body)
             self._check_model(body)
             prompts = self._tokens(body)
-            bad_words = self._bad_words(body)
-            params = tuple(self._params(body, prompt, bad_words) for prompt in prompts)
+            bad_words, grammar = self._bad_words(body), grammar_of(body)
+            params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
             _check_echo(body, prompts)
             twin = digest_of(line.url, body)
@@ -148,7 +149,9 @@ class Prompts:
             message = f"Invalid value for '{fault.field}': {fault.reason}."
             raise UserError(message, param=fault.field, code="invalid_value")
 
-    def _params(self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...]) -> SamplingParams:
+    def _params(
+        self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...], grammar: str | None
+    ) -> SamplingParams:
         return _shared(
             SamplingParams(
                 max_tokens=self._max_tokens(body, len(prompt)),
@@ -168,6 +171,7 @@ class Prompts:
                 logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
                 allowed_token_ids=tuple(body.allowed_token_ids or ()),
                 bad_words_token_ids=bad_words,
+                grammar=grammar,
             )
         )
 

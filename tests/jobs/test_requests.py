@@ -100,7 +100,7 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
         ({"min_tokens": 5, "max_tokens": 4}, None, "invalid_value", "min_tokens (5) is larger than max_tokens (4)"),
         ({"top_logprobs": 2}, None, "invalid_value", "top_logprobs needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", "less than or equal to 20"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "invalid_value", "'text'"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "'json_schema'"),
         ({"logit_bias": [1]}, "logit_bias", "invalid_type", "expected an object, but got an array"),
         ({"logit_bias": {"word": 1}}, "logit_bias", "invalid_value", "token ids such as '50256', not 'word'"),
         ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value", "not '-1'"),
