@@ -31,6 +31,7 @@ from .loading import load
 from .matching import Matching
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
+from .prompt_logprobs import PromptLogprobs
 from .refusals import find_fault
 from .reports import Ending, Reporter
 from .request import Load, ModelInfo, Output, Request
@@ -88,6 +89,7 @@ class Engine:
         )
         self._grammars = Grammars(config.model, loaded.eos_token_ids)
         self._matching = Matching(self._grammars, self._rows, loaded.device)
+        self._prompt_logprobs = PromptLogprobs(self._rows)
         self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode)
         self._is_async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._flying: tuple[Plan, Flight] | None = None
@@ -177,8 +179,9 @@ class Engine:
 
     def _launch(self, plan: Plan) -> tuple[Plan, Flight] | None:
         """Start a step; None if there is no memory for it, and fewer sequences have to run from now on."""
+        scoring = self._prompt_logprobs.wanted(plan)
         try:
-            flight = self._runner.launch(plan)
+            flight = self._runner.launch(plan, scoring)
             if not self._matching.concerns(plan):
                 flight.draw()
         except OutOfMemory as e:
@@ -226,6 +229,8 @@ class Engine:
     def _land(self, plan: Plan, flight: Flight) -> list[Output]:
         """Take in what a step drew."""
         results = flight.results()
+        if flight.scoring is not None:
+            self._prompt_logprobs.take(plan, flight.scoring, results.scores)
         live_D = self._scheduler.record(plan, results.tokens)
         faults = self._matching.advance(plan, live_D, results.tokens)
         outputs, ended = self._reporter.report(plan.rows[plan.draws], live_D, results, faults)

@@ -68,6 +68,7 @@ class Reporter:
         generated = tokens[sequence.num_prompt :]
         start, sequence.num_reported = sequence.num_reported, len(generated)
         asks = sequence.request.params.logprobs is not None
+        scores = sequence.request.params.prompt_logprobs is not None
         return Output(
             id=sequence.request.id,
             token_ids=generated[start:].tolist(),
@@ -75,6 +76,7 @@ class Reporter:
             stop_reason=ending.reason if ending else None,
             error=ending.error if ending else None,
             logprobs=sequence.logprobs[start:] if asks else None,
+            prompt_logprobs=sequence.prompt_logprobs if ending and scores else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
         )
 

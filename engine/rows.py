@@ -44,6 +44,7 @@ class Rows:
         self.may_end_early_R = np.zeros(num_rows, np.bool_)
         self.watched_R = np.zeros(num_rows, np.bool_)
         self.has_grammar_R = np.zeros(num_rows, np.bool_)
+        self.scores_prompt_R = np.zeros(num_rows, np.bool_)
 
     @property
     def num_free(self) -> int:
@@ -70,6 +71,7 @@ class Rows:
         self.may_end_early_R[row] = sequence.may_end_early
         self.watched_R[row] = sequence.watched
         self.has_grammar_R[row] = sequence.matcher is not None
+        self.scores_prompt_R[row] = sequence.request.params.prompt_logprobs is not None
         return row
 
     def close(self, sequence: Sequence) -> None:

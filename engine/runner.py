@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from .graphs import StepGraphs, gpu_milliseconds
 from .models.base import KVPages, Model, StepTensors
 from .pages import IntArray
 from .prefixes import NUM_LEVELS, all_share_a_page, shared_prefixes
+from .prompt_logprobs import Scoring, score
 from .request import TokenLogprob
 from .sampling import AskedLogprobs, Drawing, Drawn, Sampler
 from .scheduler import Plan
@@ -40,13 +41,17 @@ class Results:
 
     tokens: IntArray
     logprobs: dict[int, TokenLogprob]
+    scores: list[npt.NDArray[Any]]  # of prompts, as `prompt_logprobs.py` has them
 
 
 class Flight:
     """A step under way: `draw` begins what is left to do, once, and `results` waits for its end."""
 
-    def __init__(self, sampler: Sampler, drawn: Drawn, drawing: Drawing) -> None:
+    def __init__(
+        self, sampler: Sampler, drawn: Drawn, drawing: Drawing, scoring: Scoring | None, scores: list[Tensor]
+    ) -> None:
         self._sampler, self._drawn, self._drawing = sampler, drawn, drawing
+        self.scoring, self._scores = scoring, scores
         self._download: Download | None = None
         self._logprobs: AskedLogprobs | None = None
 
@@ -63,15 +68,17 @@ class Flight:
         """
         with out_of_memory(f"drawing for {len(self._drawing.rows_D)} sequences"):
             logprobs = self._logprobs = self._sampler.amend(self._drawn, self._drawing, allowed)
-            self._download = Download([self._drawn.tokens_S, *([] if logprobs is None else logprobs.tensors)])
+            asked = [] if logprobs is None else logprobs.tensors
+            self._download = Download([self._drawn.tokens_S, *self._scores, *asked])
 
     def results(self) -> Results:
         """Wait for the step to end."""
         assert self._download is not None, "a step ends only after it has drawn"
-        tokens_S, *asked = self._download.wait()
+        tokens_S, *others = self._download.wait()
+        scores, asked = others[: len(self._scores)], others[len(self._scores) :]
         tokens_D = tokens_S[self._drawing.lines_D]
         logprobs = {} if self._logprobs is None else self._logprobs.read(tokens_D, asked)
-        return Results(tokens=tokens_D, logprobs=logprobs)
+        return Results(tokens=tokens_D, logprobs=logprobs, scores=scores)
 
 
 class Runner:
@@ -161,15 +168,15 @@ class Runner:
         return inputs
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> Flight:
+    def launch(self, plan: Plan, scoring: Scoring | None = None) -> Flight:
         """Start computing the planned tokens and, by their flight's `draw`, the next of the rows that reach their end.
 
         Raises OutOfMemory; the plan's sequences must then be admitted anew.
         """
         with out_of_memory(f"a step of {len(plan.token_ids)} tokens in {len(plan.rows)} sequences"):
-            return self._launch(plan)
+            return self._launch(plan, scoring)
 
-    def _launch(self, plan: Plan) -> Flight:
+    def _launch(self, plan: Plan, scoring: Scoring | None) -> Flight:
         self._sampler.open(plan.admitted)
         step = [plan.rows, plan.starts, np.append(0, np.cumsum(plan.lengths)), plan.token_ids]
         shared = np.zeros(0, np.int64) if plan.sharing is None else plan.sharing.words(self._page_size, len(plan.rows))
@@ -177,11 +184,15 @@ class Runner:
         sent = _send([*step, shared, *changes], self._device)
         if len(plan.table_rows):
             self._page_table_RN[sent[5], sent[6]] = sent[7]
-        drawn = self._forward(plan, sent[:4], sent[4]).narrowed(len(plan.rows))
+        scores: list[Tensor] = []
+        if scoring is None:
+            drawn = self._forward(plan, sent[:4], sent[4]).narrowed(len(plan.rows))
+        else:
+            drawn, scores = self._forward_and_score(plan, sent[:4], sent[4], scoring)
         lines_D = np.flatnonzero(plan.draws)
         ends_D = (plan.starts + plan.lengths)[lines_D]
         drawing = Drawing(lines_D=lines_D, rows_D=plan.rows[lines_D], positions_D=ends_D)
-        return Flight(self._sampler, drawn, drawing)
+        return Flight(self._sampler, drawn, drawing, scoring, scores)
 
     def _forward(self, plan: Plan, sent: Sequence[Tensor], shared: Tensor) -> Drawn:
         """What follows every row's last token, padded rows behind them. Rows that are not at their end draw in vain."""
@@ -194,6 +205,19 @@ class Runner:
         inputs = StepInputs.empty(num_tokens, num_rows, self._device)
         self._fill(sent, inputs)
         return self._compute(inputs, shared_prefixes(shared, num_levels), int(plan.lengths.max()))
+
+    def _forward_and_score(
+        self, plan: Plan, sent: Sequence[Tensor], shared: Tensor, scoring: Scoring
+    ) -> tuple[Drawn, list[Tensor]]:
+        """The same, never captured, with the hidden states of more tokens than the last ones."""
+        inputs = StepInputs.empty(len(plan.token_ids), len(plan.rows), self._device)
+        self._fill(sent, inputs)
+        lines_P, targets_P = _send([scoring.lines_P, scoring.targets_P], self._device)
+        levels = shared_prefixes(shared, 0 if plan.sharing is None else len(plan.sharing.levels))
+        more = replace(inputs, last_Q=torch.cat([inputs.last_Q, lines_P]))
+        hidden_QE = self._hidden(more, levels, int(plan.lengths.max()))
+        drawn = self._drawn(hidden_QE[: len(plan.rows)], inputs)
+        return drawn, score(self._model.logits, hidden_QE[len(plan.rows) :], targets_P, scoring.num_top)
 
     def _fill(self, sent: Sequence[Tensor], inputs: StepInputs) -> None:
         rows_S, starts_S, query_starts_S1, given_ids_T = sent
@@ -215,6 +239,9 @@ class Runner:
         max_query_len: int | None,
         out: Drawn | None = None,
     ) -> Drawn:
+        return self._drawn(self._hidden(inputs, shared, max_query_len), inputs, out)
+
+    def _hidden(self, inputs: StepInputs, shared: SharedPrefixes, max_query_len: int | None) -> Tensor:
         step = StepTensors(
             positions=inputs.positions_P,
             slots=inputs.slots_P,
@@ -226,7 +253,9 @@ class Runner:
             max_query_len=max_query_len,
             shared=shared if shared.levels else None,
         )
-        hidden_SE = self._model.forward(inputs.token_ids_P, step, self._kv)
+        return self._model.forward(inputs.token_ids_P, step, self._kv)
+
+    def _drawn(self, hidden_SE: Tensor, inputs: StepInputs, out: Drawn | None = None) -> Drawn:
         logits_SV = self._model.logits(hidden_SE, None if out is None else out.logits_SV)
         tokens_S = self._sampler.draw(
             logits_SV, inputs.rows_Q, inputs.context_lens_Q, None if out is None else out.tokens_S

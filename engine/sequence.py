@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .request import Request, TokenLogprob
+from .request import PromptLogprob, Request, TokenLogprob
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -37,6 +37,7 @@ class Sequence:
     num_cached_tokens: int | None = None
     num_reported: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
     matcher: LLMatcher | None = None
 
     @property
@@ -52,6 +53,16 @@ class Sequence:
     def limit(self) -> int:
         """The most tokens it can have, prompt included."""
         return self.num_prompt + self.request.params.max_tokens
+
+    @property
+    def most_cached(self) -> int:
+        """How many of its tokens need not be computed, if their keys and values are there.
+
+        One must be, or there would be nothing to draw the next from; and those that are still to be scored.
+        """
+        most = len(self.tokens) - 1
+        asks = self.request.params.prompt_logprobs is not None
+        return min(most, len(self.prompt_logprobs)) if asks else most
 
     @property
     def may_end_early(self) -> bool:

@@ -15,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -28,7 +27,7 @@ from .structured import Structured, refuse_old_names
 
 UNBUILT = {
     "audio", "best_of", "function_call", "functions", "modalities", "parallel_tool_calls", "prediction",
-    "prompt_logprobs", "reasoning_effort", "suffix", "tool_choice", "tools", "verbosity",
+    "reasoning_effort", "suffix", "tool_choice", "tools", "verbosity",
     "web_search_options",
 }  # fmt: skip
 MAX_PROMPTS, MAX_FIELDS = 2048, 100
@@ -99,6 +98,7 @@ class Sampled(_Strict, Structured):
     bad_words: BadWords = []
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -143,13 +143,6 @@ class CompletionRequest(Sampled):
     prompt: Text | Prompts[Text] | TokenIds | Prompts[TokenIds]
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool = False
-
-    @field_validator("echo")
-    @classmethod
-    def _no_prompt_logprobs(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("logprobs") is not None:
-            raise ValueError("with logprobs it is not supported yet: the prompt's own are not computed; leave one out")
-        return value
 
     @field_validator("prompt")
     @classmethod

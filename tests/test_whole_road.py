@@ -224,6 +224,17 @@ def test_answers_have_the_shape_that_their_line_asks_for(service: Service) -> No
     assert error["response"]["body"]["error"]["param"] == "response_format.json_schema.schema"
 
 
+def test_a_prompts_tokens_are_scored(service: Service) -> None:
+    batch = service.wait(service.create([ask("a", "The capital of France is Paris.", prompt_logprobs=1, max_tokens=1)]))
+    (line,) = service.lines_of(batch.output_file_id)
+    first, *others = line["response"]["body"]["prompt_logprobs"]
+    assert first is None
+    assert len(others) == line["response"]["body"]["usage"]["prompt_tokens"] - 1
+    likely = [one["decoded_token"] for by_id in others for one in by_id.values() if one["rank"] == 1]
+    assert len(likely) == len(others)
+    assert " Paris" in likely
+
+
 def test_tokens_are_favoured_and_forbidden_line_by_line(service: Service, smollm2: Path) -> None:
     paris, rome = (token for (token,) in NativeTokenizer(smollm2).encode_words([" Paris", " Rome"]))
     question = "What is the capital of France?"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from ..engine.request import Load, ModelInfo, Output, Request, TokenLogprob
+from ..engine.request import Load, ModelInfo, Output, PromptLogprob, Request, TokenLogprob
 
 PAGE_SIZE = 16
 NUM_PAGES = 2**20
@@ -71,11 +71,16 @@ class EchoEngine:
             # All of it, or as much as was allowed: there is no token that ends a sequence.
             finish_reason="length",
             logprobs=None if params.logprobs is None else [_certain(token, params.logprobs) for token in tokens],
+            prompt_logprobs=None if params.prompt_logprobs is None else _read(request.prompt, params.prompt_logprobs),
         )
 
 
 def _certain(token: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id=token, logprob=0.0, top=((token, 0.0),)[:num_top])
+
+
+def _read(prompt: Sequence[int], num_top: int) -> list[PromptLogprob]:
+    return [PromptLogprob(token_id=t, logprob=0.0, rank=1, top=((t, 0.0),)[:num_top]) for t in prompt[1:]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from ..jobs.lines import refused
 from ..jobs.records import Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
 from .grammars import grammar_of
+from .prompt_logprobs import check_scores, num_scores
 from .twins import digest_of
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class Prompts:
             params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
             _check_echo(body, prompts)
+            check_scores(body, prompts)
             twin = digest_of(line.url, body)
         except UserError as error:
             return refused(line, error)
@@ -172,6 +174,7 @@ class Prompts:
                 allowed_token_ids=tuple(body.allowed_token_ids or ()),
                 bad_words_token_ids=bad_words,
                 grammar=grammar,
+                prompt_logprobs=num_scores(body),
             )
         )
 

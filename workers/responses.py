@@ -16,6 +16,7 @@ from ..jobs.ids import passing_id
 from ..jobs.lines import answered, refused
 from ..jobs.records import LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
+from .prompt_logprobs import add_scores
 from .prompts import Body, Prepared, Tokenizer
 
 
@@ -58,6 +59,7 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
         "usage": _usage_fields(usage),
         "system_fingerprint": None,
     }
+    add_scores(fields, body, prepared.prompts, outputs, tokenizer)
     return fields, usage
 
 

@@ -83,6 +83,7 @@ def merge(before: Output | None, output: Output) -> Output:
         finish_reason=output.finish_reason,
         stop_reason=output.stop_reason,
         logprobs=None if output.logprobs is None else (before.logprobs or []) + output.logprobs,
+        prompt_logprobs=output.prompt_logprobs,
         num_cached_tokens=output.num_cached_tokens,
         error=output.error,
     )

@@ -163,3 +163,17 @@ def test_every_way_of_running_a_step_follows_grammars_alike(
     for name, outputs in answers.items():
         different = [id for id, output in outputs.items() if output.token_ids != expected[id].token_ids]
         assert len(different) <= 2, name
+
+
+def test_prompts_are_scored_as_on_a_cpu(tiny: Path, make_engine: Callable[..., Any], ask: Any) -> None:
+    draw = random.Random(2)
+    requests = [
+        ask([draw.randrange(3, 256) for _ in range(10 + 9 * i)], id=str(i), prompt_logprobs=i % 3 or None, max_tokens=4)
+        for i in range(12)
+    ]
+    settings = {"page_size": 16, "max_num_batched_tokens": 100, "max_num_seqs": 8}
+    here, there = (make_engine(tiny, device=device, **settings).finish(requests) for device in ("cpu", "cuda"))
+    for id, expected in here.items():
+        assert there[id].token_ids == expected.token_ids
+        pairs = zip(there[id].prompt_logprobs or (), expected.prompt_logprobs or (), strict=True)
+        assert all(one.logprob == pytest.approx(other.logprob, abs=1e-3) for one, other in pairs)
