@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -104,6 +104,10 @@ class Output:
     prompt_logprobs: list[PromptLogprob] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+
+
+# During a long step an engine's owner is given outputs as they come, and may add and abort requests.
+Attend = Callable[[list[Output]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,12 @@ class Rows:
     def num_free(self) -> int:
         return len(self._free)
 
+    def set_aside(self, rows: npt.NDArray[np.int64]) -> bool:
+        """Whether a free row is left that is none of these; then that is opened next."""
+        aside = set(rows.tolist())
+        self._free.sort(key=lambda row: row not in aside)
+        return bool(self._free) and self._free[-1] not in aside
+
     def open(self, sequence: Sequence, pages: npt.NDArray[np.int64], num_cached_pages: int) -> int:
         """Give the sequence a row that holds its tokens and pages, the first `num_cached_pages` filled already."""
         row = self._free.pop()

@@ -46,6 +46,11 @@ class Sequence:
         return (self.request.priority, self.place)
 
     @property
+    def is_urgent(self) -> bool:
+        """Whether it goes before what is usual."""
+        return self.request.priority < 0
+
+    @property
     def num_prompt(self) -> int:
         return len(self.request.prompt)
 

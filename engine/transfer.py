@@ -40,6 +40,11 @@ class Download:
             self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._event.record()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
     def wait(self) -> list[Array]:
         """Block until all that was launched before this download is done."""
         if self._event is not None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from ..engine.request import Load, ModelInfo, Output, PromptLogprob, Request, TokenLogprob
+from ..engine.request import Attend, Load, ModelInfo, Output, PromptLogprob, Request, TokenLogprob
 
 PAGE_SIZE = 16
 NUM_PAGES = 2**20
@@ -40,7 +40,8 @@ class EchoEngine:
     def has_work(self) -> bool:
         return bool(self._waiting)
 
-    def step(self) -> list[Output]:
+    def step(self, attend: Attend | None = None) -> list[Output]:
+        # It is short, so that nobody is attended to meanwhile.
         if self.step_s:
             time.sleep(self.step_s)
         size = min(self.max_num_seqs, len(self._waiting))

@@ -16,7 +16,7 @@ from pressrun.bench.byte_level import write_tokenizer
 from pressrun.engine.config import EngineConfig
 from pressrun.engine.engine import Engine
 from pressrun.engine.forecast import LengthForecast
-from pressrun.engine.request import Output, Request, SamplingParams
+from pressrun.engine.request import Attend, Output, Request, SamplingParams
 
 TINY = {
     "vocab_size": 256,
@@ -43,8 +43,8 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 class CheckedEngine(Engine):
     """An engine whose page pool is checked against its rows after every step and every abort."""
 
-    def step(self) -> list[Output]:
-        outputs = super().step()
+    def step(self, attend: Attend | None = None) -> list[Output]:
+        outputs = super().step(attend)
         self.check()
         return outputs
 
