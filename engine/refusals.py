@@ -28,8 +28,8 @@ def find_fault(params: SamplingParams, info: ModelInfo) -> Fault | None:
     A row must always be left with a token to draw, whatever it has generated. So a bad word's last token and, with
     min_tokens, all that would end the sequence count as forbidden throughout.
     """
-    if params.grammar is not None:
-        return Fault(field="grammar", reason="the engine follows no grammars yet")
+    if params.grammar is not None and (fault := _grammar_fault(params)) is not None:
+        return fault
     if not params.is_constrained:
         return None
     words = params.bad_words_token_ids
@@ -56,6 +56,16 @@ def embedding_fault(asked: Embedding, info: ModelInfo) -> str | None:
         return "the model gives no embeddings (PRESSRUN_POOLING)"
     if asked.dimensions is not None and not 1 <= asked.dimensions <= info.embedding_size:
         return f"dimensions must be from 1 to {info.embedding_size}, not {asked.dimensions}"
+    return None
+
+
+def _grammar_fault(params: SamplingParams) -> Fault | None:
+    """Where a grammar ends, the token that ends the sequence is all that is left."""
+    reason = "a grammar says itself where the text may end: leave out one of them"
+    if params.min_tokens:
+        return Fault(field="min_tokens", reason=reason)
+    if params.ignore_eos:
+        return Fault(field="ignore_eos", reason=reason)
     return None
 
 

@@ -15,7 +15,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -25,10 +24,11 @@ from .embeddings import EmbeddingRequest
 from .errors import UserError
 from .invalid import invalid_type, user_error, whole_text
 from .records import CHAT, COMPLETIONS, EMBEDDINGS
+from .structured import Structured, refuse_old_names
 
 UNBUILT = {
-    "audio", "best_of", "function_call", "functions", "guided_json", "modalities", "parallel_tool_calls", "prediction",
-    "prompt_logprobs", "reasoning_effort", "structured_outputs", "suffix", "tool_choice", "tools", "verbosity",
+    "audio", "best_of", "function_call", "functions", "modalities", "parallel_tool_calls", "prediction",
+    "reasoning_effort", "suffix", "tool_choice", "tools", "verbosity",
     "web_search_options",
 }  # fmt: skip
 MAX_PROMPTS, MAX_FIELDS = 2048, 100
@@ -73,13 +73,7 @@ class Message(_Strict):
         return "".join(part.text for part in self.content)
 
 
-class ResponseFormat(_Strict):
-    """Only plain text: schemas are not built yet."""
-
-    type: Literal["text"]
-
-
-class Sampled(_Strict):
+class Sampled(_Strict, Structured):
     """What chat and completions have in common."""
 
     model: str
@@ -105,6 +99,7 @@ class Sampled(_Strict):
     bad_words: BadWords = []
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -125,7 +120,6 @@ class ChatCompletionRequest(Sampled):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatCompletionRequest:
@@ -150,13 +144,6 @@ class CompletionRequest(Sampled):
     prompt: Text | Prompts[Text] | TokenIds | Prompts[TokenIds]
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool = False
-
-    @field_validator("echo")
-    @classmethod
-    def _no_prompt_logprobs(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("logprobs") is not None:
-            raise ValueError("with logprobs it is not supported yet: the prompt's own are not computed; leave one out")
-        return value
 
     @field_validator("prompt")
     @classmethod
@@ -187,6 +174,7 @@ def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | Completio
     """The request in `body`, for one of `BODIES`' endpoints. Raises UserError that names the field and the fix."""
     if not isinstance(body, dict):
         raise invalid_type("body", "an object", body)
+    refuse_old_names(body)
     for name in body.keys() & UNBUILT:
         if body[name] is not None:
             raise UserError(f"'{name}' is not supported yet; remove it.", param=name, code="unsupported_parameter")

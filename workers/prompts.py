@@ -22,6 +22,8 @@ from ..jobs.lines import refused
 from ..jobs.records import Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
 from .embeddings import asked_of, check_size
+from .grammars import grammar_of
+from .prompt_logprobs import check_scores, num_scores
 from .twins import digest_of
 
 log = logging.getLogger(__name__)
@@ -98,10 +100,11 @@ class Prompts:
                 return self._prepare_embedding(line, body, options)
             self._check_generates(body)
             prompts = self._tokens(body)
-            bad_words = self._bad_words(body)
-            params = tuple(self._params(body, prompt, bad_words) for prompt in prompts)
+            bad_words, grammar = self._bad_words(body), grammar_of(body)
+            params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
             _check_echo(body, prompts)
+            check_scores(body, prompts)
             twin = digest_of(line.url, body)
         except UserError as error:
             return refused(line, error)
@@ -180,7 +183,9 @@ class Prompts:
             message = f"Invalid value for '{fault.field}': {fault.reason}."
             raise UserError(message, param=fault.field, code="invalid_value")
 
-    def _params(self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...]) -> SamplingParams:
+    def _params(
+        self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...], grammar: str | None
+    ) -> SamplingParams:
         return _shared(
             SamplingParams(
                 max_tokens=self._max_tokens(body, len(prompt)),
@@ -200,6 +205,8 @@ class Prompts:
                 logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
                 allowed_token_ids=tuple(body.allowed_token_ids or ()),
                 bad_words_token_ids=bad_words,
+                grammar=grammar,
+                prompt_logprobs=num_scores(body),
             )
         )
 

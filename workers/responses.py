@@ -18,6 +18,7 @@ from ..jobs.lines import answered, refused
 from ..jobs.records import LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from .embeddings import embedding_answer
+from .prompt_logprobs import add_scores
 from .prompts import Body, Prepared, Tokenizer
 
 
@@ -62,6 +63,7 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
         "usage": _usage_fields(usage),
         "system_fingerprint": None,
     }
+    add_scores(fields, body, prepared.prompts, outputs, tokenizer)
     return fields, usage
 
 

@@ -47,7 +47,7 @@ class Answer:
         return sum(
             len(output.token_ids)
             + len(output.embedding or b"") // 4
-            + sum(1 + len(entry.top) for entry in output.logprobs or ())
+            + sum(1 + len(entry.top) for entry in [*(output.logprobs or ()), *(output.prompt_logprobs or ())])
             for output in self.outputs
         )
 
