@@ -72,6 +72,13 @@ class Message(_Strict):
         return "".join(part.text for part in self.content)
 
 
+class StreamOptions(_Strict):
+    """What a stream holds beside the choices. Obfuscation would only make chunks longer: there is none."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
 class Sampled(_Strict, Structured):
     """What chat and completions have in common."""
 
@@ -86,6 +93,7 @@ class Sampled(_Strict, Structured):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: LogitBias = {}
     stream: bool = False
+    stream_options: StreamOptions | None = None
     user: str | None = None
 
     top_k: int = Field(0, ge=-1, le=MAX_INT)
@@ -110,6 +118,13 @@ class Sampled(_Strict, Structured):
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
         return self
+
+    @field_validator("stream_options")
+    @classmethod
+    def _needs_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("it is only for requests with 'stream': true")
+        return value
 
 
 class ChatCompletionRequest(Sampled):

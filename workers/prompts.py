@@ -68,7 +68,11 @@ class Prepared:
         return [
             request
             for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True))
-            for request in expand(Request(id=name, prompt=prompt, params=params, priority=priority), n, first=i * n)
+            for request in expand(
+                Request(id=name, prompt=prompt, params=params, priority=priority, stream=self.body.stream),
+                n,
+                first=i * n,
+            )
         ]
 
 
@@ -82,13 +86,17 @@ class Prompts:
 
     def prepare(self, lines: Sequence[Line]) -> list[Prepared | LineResult]:
         """Each line ready to run, or its refusal."""
-        return [self._prepare(line) for line in lines]
+        return [self._prepare(line, may_stream=False) for line in lines]
 
-    def _prepare(self, line: Line) -> Prepared | LineResult:
+    def prepare_online(self, line: Line) -> Prepared | LineResult:
+        """The same for an online request, which may ask for its answer piece by piece."""
+        return self._prepare(line, may_stream=True)
+
+    def _prepare(self, line: Line, *, may_stream: bool) -> Prepared | LineResult:
         try:
             options = line_options(line.options)
             body = parse_body(line.url, line.body)
-            self._check_model(body)
+            self._check_model(body, may_stream=may_stream)
             prompts = self._tokens(body)
             bad_words, grammar = self._bad_words(body), grammar_of(body)
             params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
@@ -104,11 +112,11 @@ class Prompts:
             return refused(line, UserError("The request could not be prepared.", status=500, code="server_error"))
         return Prepared(line=line, body=body, prompts=prompts, params=params, twin=twin, timeout_s=options.timeout_s)
 
-    def _check_model(self, body: Body) -> None:
+    def _check_model(self, body: Body, *, may_stream: bool) -> None:
         if body.model != self.model:
             message = f"The model `{body.model}` does not exist or you do not have access to it."
             raise UserError(message, param="model", code="model_not_found", status=404)
-        if body.stream:
+        if body.stream and not may_stream:
             raise UserError(
                 "Streaming is not supported in the Batch API.", param="stream", code="streaming_unsupported"
             )
