@@ -17,7 +17,7 @@ from .. import __version__
 from ..jobs.backend import Backend, connect
 from ..jobs.errors import SettingsError
 from ..jobs.settings import Settings, load_settings
-from . import batches, control, files, health, jobs, models, online, results, uploads, webhooks
+from . import batches, control, files, health, jobs, models, online, results, tokenizing, uploads, webhooks
 from .calls import Calls
 from .door import Door, check_settings
 from .edge import Edge
@@ -61,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     # For the document only, where a key is needed whatever the address: it is the door that asks for it.
     shown = [] if settings.auth != "required" else [Depends(HTTPBearer(auto_error=False, description=KEY))]
-    for part in (online, files, uploads, batches, control, results, jobs, models, webhooks):
+    for part in (online, tokenizing, files, uploads, batches, control, results, jobs, models, webhooks):
         app.include_router(part.router, dependencies=shown)
     app.include_router(health.router)
     return app

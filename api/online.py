@@ -56,13 +56,28 @@ async def create_completion(request: Request, body: JsonBody, tenant: TenantDep)
 
 async def _serve(request: Request, url: str, body: dict[str, Any], tenant: str) -> Response:
     asked = parse_body(url, body)
-    calls: Calls = request.app.state.calls
     tokens = math.ceil(asked_tokens(url, body))
-    pending = await calls.ask(url, _known_text(asked.model), body, tenant=tenant, tokens=tokens)
+    chunks = Chunks(url, asked) if asked.stream else None
+    return await answer_of(request, url, asked.model, body, tenant, tokens=tokens, chunks=chunks)
+
+
+async def answer_of(
+    request: Request,
+    url: str,
+    model: str,
+    body: dict[str, Any],
+    tenant: str,
+    *,
+    tokens: int = 0,
+    chunks: Chunks | None = None,
+) -> Response:
+    """What a worker of the model answers: whole, or as a stream of `chunks` from its first token on."""
+    calls: Calls = request.app.state.calls
+    pending = await calls.ask(url, _known_text(model), body, tenant=tenant, tokens=tokens)
     try:
         await while_there(request.receive, pending.wait())
-        if asked.stream and pending.result is None:
-            return EventStream(pending, Chunks(url, asked), calls)
+        if chunks is not None:
+            return EventStream(pending, chunks, calls)
     except ClientGone:
         return _ended(calls, pending, Response(status_code=CLIENT_GONE))
     except BaseException:

@@ -25,6 +25,7 @@ from .outbox import Outbox
 from .prompts import Prepared, Prompts
 from .runs import Flying
 from .streaming import AnswerStream
+from .tokenizing import URLS, tokenizer_result
 from .waker import Waker
 
 T = TypeVar("T")
@@ -187,7 +188,7 @@ class LiveDesk:
         call = request.call
         line = Line(index=0, custom_id=call.id, url=call.url, body=call.body)
         try:
-            prepared = self._prompts.prepare_online(line)
+            prepared = self._answered_or_ready(line)
         except Exception:
             # The edge of a thread: one request must not be forgotten in silence.
             log.exception("request %s could not be prepared", request.name)
@@ -199,6 +200,11 @@ class LiveDesk:
             request.stream = AnswerStream(prepared, self._prompts.tokenizer) if prepared.body.stream else None
             self._ready.put((request, prepared))
             self._waker.wake()
+
+    def _answered_or_ready(self, line: Line) -> Prepared | LineResult:
+        if line.url in URLS:
+            return tokenizer_result(line, self._prompts)
+        return self._prompts.prepare_online(line)
 
 
 def _drained(queue: SimpleQueue[T]) -> list[T]:

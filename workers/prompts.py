@@ -97,7 +97,7 @@ class Prompts:
             options = line_options(line.options)
             body = parse_body(line.url, line.body)
             self._check_model(body, may_stream=may_stream)
-            prompts = self._tokens(body)
+            prompts = self.tokens(body)
             bad_words, grammar = self._bad_words(body), grammar_of(body)
             params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
@@ -121,7 +121,8 @@ class Prompts:
                 "Streaming is not supported in the Batch API.", param="stream", code="streaming_unsupported"
             )
 
-    def _tokens(self, body: Body) -> tuple[Sequence[int], ...]:
+    def tokens(self, body: Body) -> tuple[Sequence[int], ...]:
+        """The token ids of each prompt. Raises UserError where there are none."""
         if isinstance(body, ChatCompletionRequest):
             try:
                 return (self.tokenizer.chat([_message(body, place) for place in range(len(body.messages))]),)
@@ -135,10 +136,11 @@ class Prompts:
         if isinstance(prompt[0], str):
             return tuple(self.tokenizer.encode([text for text in prompt if isinstance(text, str)]))
         if isinstance(prompt[0], int):
-            return (self._known([token for token in prompt if isinstance(token, int)], "prompt"),)
-        return tuple(self._known(tokens, "prompt") for tokens in prompt if isinstance(tokens, list))
+            return (self.known([token for token in prompt if isinstance(token, int)], "prompt"),)
+        return tuple(self.known(tokens, "prompt") for tokens in prompt if isinstance(tokens, list))
 
-    def _known(self, tokens: list[int], param: str) -> list[int]:
+    def known(self, tokens: list[int], param: str) -> list[int]:
+        """The same tokens. Raises UserError for one that the model does not have."""
         if max(tokens, default=0) >= self.info.vocab_size:
             message = f"Invalid value for '{param}': token {max(tokens)} is not in the model's vocabulary."
             raise UserError(f"{message} It has {self.info.vocab_size} tokens.", param=param, code="invalid_value")
@@ -175,7 +177,7 @@ class Prompts:
                 frequency_penalty=body.frequency_penalty,
                 repetition_penalty=body.repetition_penalty,
                 stop=tuple(body.stop),
-                stop_token_ids=tuple(self._known(body.stop_token_ids, "stop_token_ids")),
+                stop_token_ids=tuple(self.known(body.stop_token_ids, "stop_token_ids")),
                 ignore_eos=body.ignore_eos,
                 logprobs=body.num_logprobs,
                 logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),

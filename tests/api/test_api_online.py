@@ -149,3 +149,25 @@ def test_a_tenant_that_holds_all_its_tokens_is_told_so(shared: Online) -> None:
     finally:
         shared.farm.backend.store.tenants.set("default", max_enqueued_tokens=None)
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "token_limit_exceeded")
+
+
+def test_a_prompt_or_a_conversation_is_told_as_tokens_and_back(shared: Online) -> None:
+    def post(path: str, **body: Any) -> Any:
+        answer = shared.api.http.post(path, json={"model": MODEL} | body)
+        return answer.json() if answer.status_code == 200 else (answer.status_code, answer.json()["error"]["param"])
+
+    text = post("/tokenize", prompt="hé", return_token_strs=True)
+    assert text == {
+        "count": 3,
+        "max_model_len": 4096,
+        "tokens": list("hé".encode()),
+        "token_strs": ["h", "\ufffd", "\ufffd"],
+    }
+    chat = post("/tokenize", messages=[{"role": "user", "content": "hi"}])
+    assert (chat["tokens"], chat["token_strs"]) == (list(b"user: hi"), None)
+    assert post("/tokenize", prompt="x", add_special_tokens=False)["tokens"] == [120]
+    assert post("/detokenize", tokens=chat["tokens"]) == {"prompt": "user: hi"}
+    assert post("/detokenize", tokens=[256]) == (400, "tokens")
+    assert post("/tokenize", prompt=["a"]) == (400, "prompt")
+    assert post("/tokenize", prompt="a", colour="red") == (400, "colour")
+    assert post("/tokenize", prompt="a", model="nobody") == (404, "model")

@@ -121,16 +121,23 @@ def test_a_stream_whose_worker_dies_ends_in_an_error_event(start: Start) -> None
 
 def test_a_stopped_worker_that_wakes_adds_nothing_to_an_answer(start: Start) -> None:
     running = start()
-    first = running.farm.work(step_s=0.3)
-    later = Later(running, "late", stream=False)
+    first = running.farm.work(step_s=5)
+    text = "0123456789" * 8
+    pieces: list[str] = []
+
+    def read() -> None:
+        pieces.extend(chunk.choices[0].delta.content or "" for chunk in stream(running, text))
+
+    reader = Thread(target=read)
+    reader.start()
     running.farm.until(lambda: is_taken(running))
+    running.farm.work(step_s=0.1)
     first.send(signal.SIGSTOP)
-    running.farm.work()
-    answer = later.wait()
+    running.farm.until(lambda: pieces)  # By the second worker; the first's engine goes on.
     first.send(signal.SIGCONT)
-    assert answer.json()["choices"][0]["message"]["content"] == "user: late"
+    reader.join(timeout=30)
+    assert "".join(pieces) == f"user: {text}"
     running.farm.until(lambda: running.num_known() == 0)
-    assert post(running).status_code == 200
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -210,3 +217,20 @@ def test_a_slow_client_gets_all_of_its_stream_and_delays_nobody(start: Start) ->
     time.sleep(1.0)
     assert post(running).status_code == 200
     assert "".join(chunk.choices[0].delta.content or "" for chunk in slow) == f"user: {LONG}"
+
+
+def test_requests_go_to_a_worker_of_their_model(start: Start) -> None:
+    running = start()
+    running.farm.work()
+    other = running.farm.work(model="other", step_s=0.05)
+
+    def ask(model: str) -> httpx.Response:
+        return running.api.http.post("/v1/completions", json={"model": model, "prompt": model, "max_tokens": 8})
+
+    assert {model.id for model in running.api.openai.models.list()} == {MODEL, "other"}
+    for model in (MODEL, "other") * 5:
+        answer = ask(model)
+        assert (answer.json()["model"], answer.json()["choices"][0]["text"]) == (model, model)
+    other.send(signal.SIGKILL)
+    running.farm.until(lambda: ask("other").status_code == 503)
+    assert ask(MODEL).status_code == 200
