@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,22 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from redis import Redis
 
 from .online import MODEL, Online, online
+
+JAVASCRIPT_SDK = "openai@6.49.0"
+ROUND_TRIP = Path(__file__).with_name("openai_round_trip.mjs")
+
+
+@pytest.fixture(scope="session")
+def javascript(test_data: Path) -> Path:
+    """A folder with the JavaScript SDK in it, kept between runs."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("there is no node")
+    folder = test_data / "javascript" / JAVASCRIPT_SDK
+    if not (folder / "node_modules" / "openai" / "package.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), JAVASCRIPT_SDK]
+        subprocess.run(command, check=True, timeout=300)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +190,13 @@ def test_a_prompt_or_a_conversation_is_told_as_tokens_and_back(shared: Online) -
     assert post("/tokenize", prompt=["a"]) == (400, "prompt")
     assert post("/tokenize", prompt="a", colour="red") == (400, "colour")
     assert post("/tokenize", prompt="a", model="nobody") == (404, "model")
+
+
+def test_the_javascript_sdk_gets_a_whole_answer_a_stream_and_an_error(shared: Online, javascript: Path) -> None:
+    command = ["node", str(ROUND_TRIP), str(javascript), f"{shared.api.url}/v1", MODEL]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    got = json.loads(ran.stdout)
+    assert (got["whole"], got["streamed"]) == ("user: grüß dich", "user: grüß dich")
+    assert got["usage"]["completion_tokens"] == len("user: grüß dich".encode())
+    assert got["error"] == {"status": 400, "param": "temperature", "code": "invalid_value"}
