@@ -109,6 +109,7 @@ class Calls:
         self._pending: dict[str, Pending] = {}
         self._threads = CapacityLimiter(NUM_THREADS)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._doubted: set[tuple[str, int]] = set()
         self._is_reading = False
         self._signed_at = 0.0
 
@@ -233,17 +234,21 @@ class Calls:
                 log.warning("whether workers live cannot be seen: %s", error)
 
     async def _look(self) -> None:
-        """Ask again for what no living worker will answer."""
-        by_model: dict[str, list[Pending]] = defaultdict(list)
+        """Ask again for what no living worker will answer, if that is seen twice.
+
+        After a pause of Redis itself all workers seem dead for a moment.
+        """
+        by_model: dict[str, dict[str, int]] = defaultdict(dict)
         for pending in self._pending.values():
             if pending.is_asked and not pending.has_ended:
-                by_model[pending.call.model].append(pending)
-        for model, waiting in by_model.items():
-            attempts = {pending.call.id: pending.call.attempt for pending in waiting}
+                by_model[pending.call.model][pending.call.id] = pending.call.attempt
+        before, self._doubted = self._doubted, set()
+        for model, attempts in by_model.items():
             lost = await self._in_thread(lambda model=model, ids=list(attempts): self._live.lost(model, ids))  # type: ignore[misc]
-            for call_id in lost:
-                if call_id in self._pending:
-                    await self._again(self._pending[call_id], attempts[call_id])
+            self._doubted |= {(call_id, attempts[call_id]) for call_id in lost}
+        for call_id, attempt in self._doubted & before:
+            if call_id in self._pending:
+                await self._again(self._pending[call_id], attempt)
 
     async def _again(self, pending: Pending, attempt: int) -> None:
         """The worker that had this try will not go on with it."""
@@ -257,6 +262,8 @@ class Calls:
             await self._in_thread(lambda: self._ask(pending.call))
         except UserError as error:
             pending.fail(error)
+        except RedisError as error:
+            log.warning("a request that its worker lost is asked again a little later: %s", error)
 
     # Tasks
 

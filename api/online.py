@@ -93,7 +93,8 @@ class EventStream(Response):
     media_type = EVENTS
 
     def __init__(self, pending: Pending, chunks: Chunks, calls: Calls) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache"})
+        # nginx would gather events otherwise.
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._pending, self._chunks, self._calls = pending, chunks, calls
 

@@ -12,10 +12,11 @@ is named by its id and the number of its try, so that what a worker says late is
 | `pressrun:live:{model}:workers`, `:taking` | workers by their last sign of life: all, and those that take requests |
 | `pressrun:live:{model}:taken:{worker}` | what a worker took last, should the answer to it be lost |
 | `pressrun:live:{model}:stop:{worker}` | requests that a worker is to stop |
-| `pressrun:live:messages:{api}` | a stream of messages to an API process |
-| `pressrun:live:api:{api}` | its sign of life |
+| `pressrun:live:{api}:messages` | a stream of messages to an API process |
+| `pressrun:live:{api}:lives` | its sign of life |
 | `pressrun:live:models` | the models that were ever served |
 
+In keys the names of models and API processes stand in braces: what one script touches lies in one slot of a cluster.
 Knows nothing of engines or of HTTP.
 """
 
@@ -30,7 +31,7 @@ from redis import Redis
 
 from .store import Store
 
-SILENCE_S = 2.0  # A worker that was not heard of for so long is dead.
+SILENCE_S = 1.5  # A worker that was not heard of for so long takes none, and is dead if that is seen twice.
 BEAT_S = 0.4
 API_TTL_S = 6.0
 MESSAGES_TTL_S = 30
@@ -48,16 +49,14 @@ class Call:
     model: str
     body: dict[str, Any]
 
-    @property
-    def stream(self) -> bool:
-        return self.body.get("stream") is True
-
     def dump(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
     def load(cls, raw: bytes) -> Call:
-        return cls(**json.loads(raw))
+        fields = json.loads(raw)
+        # An API process of a later version may say more.
+        return cls(**{name: fields[name] for name in fields if name in cls.__dataclass_fields__})
 
 
 class Live:
@@ -161,12 +160,12 @@ class Live:
 
 def messages_key(api: str) -> str:
     """The stream that an API process reads."""
-    return f"pressrun:live:messages:{api}"
+    return f"pressrun:live:{{{api}}}:messages"
 
 
 def api_key(api: str) -> str:
     """There while an API process lives."""
-    return f"pressrun:live:api:{api}"
+    return f"pressrun:live:{{{api}}}:lives"
 
 
 def _key(model: str, name: str) -> str:

@@ -128,6 +128,10 @@ class LiveDesk:
             except RedisError as error:
                 log.warning("online requests wait for Redis: %s", error)
                 self._closing.wait(RETRY_S)
+            except Exception:
+                # The edge of a thread: something in the line that cannot be read is not to end the road for all.
+                log.exception("an online request could not be taken")
+                self._closing.wait(RETRY_S)
 
     def _turn(self) -> None:
         room = self._most - len(self._in_hand)

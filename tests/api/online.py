@@ -33,12 +33,19 @@ class Online:
 
 
 @contextmanager
+def server_of(farm: Farm) -> Iterator[Online]:
+    """A server for workers that are there."""
+    with served(farm.backend.settings) as address, clients(address, farm.backend.settings) as api:
+        yield Online(api=api, farm=farm)
+
+
+@contextmanager
 def online(redis: Redis, url: str, folder: Path, **changes: Any) -> Iterator[Online]:
     """A server without a worker yet."""
     farm = farm_on(redis, url, folder, **changes)
     try:
-        with served(farm.backend.settings) as address, clients(address, farm.backend.settings) as api:
-            yield Online(api=api, farm=farm)
+        with server_of(farm) as running:
+            yield running
     finally:
         for worker in farm.workers:
             worker.end()

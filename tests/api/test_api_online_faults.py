@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from openai import APIError, InternalServerError, RateLimitError
 from redis import Redis
 
+from pressrun.jobs.embedded import EmbeddedValkey
 from pressrun.jobs.live import Call
 
 from .online import MODEL, Online, online
@@ -234,3 +236,27 @@ def test_requests_go_to_a_worker_of_their_model(start: Start) -> None:
     other.send(signal.SIGKILL)
     running.farm.until(lambda: ask("other").status_code == 503)
     assert ask(MODEL).status_code == 200
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[tuple[EmbeddedValkey, Online]]:
+    """A server on a Valkey of its own."""
+    with (
+        EmbeddedValkey(tmp_path) as valkey,
+        Redis.from_url(valkey.url) as redis,
+        online(redis, valkey.url, tmp_path) as running,
+    ):
+        yield valkey, running
+
+
+def test_a_restart_of_redis_costs_a_stream_only_time(mortal: tuple[EmbeddedValkey, Online]) -> None:
+    valkey, running = mortal
+    running.farm.work(step_s=0.05)
+    chunks = iter(stream(running, "z" * 100))
+    text = next(chunks).choices[0].delta.content
+    os.kill(int((valkey.folder / "valkey.pid").read_text()), signal.SIGKILL)
+    time.sleep(2.5)  # Longer than a worker may be silent.
+    valkey.start()
+    text += "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == "user: " + "z" * 100
+    assert post(running).status_code == 200
