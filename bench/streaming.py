@@ -31,14 +31,26 @@ class Streamed:
         return max(later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False))
 
 
+async def first_byte_s(host: str, port: int, path: str) -> float:
+    """Seconds until a page begins to come, with the connection made first."""
+    started = time.perf_counter()
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        await reader.readline()
+        return time.perf_counter() - started
+    finally:
+        writer.close()
+
+
 async def stream(host: str, port: int, body: dict[str, Any], path: str = "/v1/completions") -> Streamed:
     """Ask for a stream of a completion and read it to its end."""
+    streamed = Streamed(asked_at=time.perf_counter())
     reader, writer = await asyncio.open_connection(host, port)
     raw = json.dumps(body | {"stream": True}).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
     )
-    streamed = Streamed(asked_at=time.perf_counter())
     try:
         writer.write(head.encode() + raw)
         await _read(reader, streamed)

@@ -2,8 +2,9 @@
 
 A stand-in engine gives every stream a token a step. First one request after another is asked of the engine's own
 process, in this one, and then the same over HTTP, with no pause between steps; the difference is what HTTP, the API,
-Redis and the worker add. Then as many streams as are wanted run at once through one API process, with a pause between
-steps. Every stream must come whole. Prints a table, then one JSON line.
+Redis and the worker add, and a page that needs no Redis tells how much of it is HTTP. Then as many streams as are
+wanted run at once through one API process, with a pause between steps. Every stream must come whole. Prints a table,
+then one JSON line.
 
 usage: python bench/streams.py [--streams 500 --tokens 100 --step-ms 50 --requests 200]
 """
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import httpx
 
-from pressrun.bench.streaming import Streamed, stream
+from pressrun.bench.streaming import Streamed, first_byte_s, stream
 from pressrun.engine.request import Request, SamplingParams
 from pressrun.jobs.embedded import EmbeddedValkey
 from pressrun.jobs.settings import Settings, load_settings
@@ -46,17 +47,21 @@ def main() -> None:
     args = parser.parse_args()
     direct = direct_first_s(args.requests)
     with serving(step_s=0.0, rows=8) as port:
-        alone = [asyncio.run(asked(port, i, 8)) for i in range(args.requests)]
+        alone, pages = [], []
+        for i in range(args.requests):
+            alone.append(asyncio.run(asked(port, i, 8)))
+            pages.append(asyncio.run(first_byte_s("127.0.0.1", port, "/docs")))
     with serving(step_s=args.step_ms / 1000, rows=args.streams) as port:
         asyncio.run(asked(port, 0, 2))
         started = time.perf_counter()
         many = asyncio.run(all_at_once(port, args.streams, args.tokens))
         took_s = time.perf_counter() - started
-    report(direct, alone, many, took_s, args)
+    report(direct, pages, alone, many, took_s, args)
 
 
 def report(
     direct: Sequence[float],
+    pages: Sequence[float],
     alone: Sequence[Streamed],
     many: Sequence[Streamed],
     took_s: float,
@@ -73,6 +78,7 @@ def report(
     gaps = [one.longest_gap_s for one in many]
     rows = [
         ("first token, engine process alone, ms", [quantile(direct, p) * 1000 for p in (50, 95, 100)]),
+        ("a page of the API that needs no Redis, ms", [quantile(pages, p) * 1000 for p in (50, 95, 100)]),
         ("first token, over HTTP, ms", [quantile(over_http, p) * 1000 for p in (50, 95, 100)]),
         (f"first token, {args.streams} at once, ms", [quantile(firsts, p) * 1000 for p in (50, 95, 100)]),
         ("longest pause in a stream, ms", [quantile(gaps, p) * 1000 for p in (50, 95, 100)]),
@@ -87,6 +93,7 @@ def report(
         "errors": 0,
         "added_first_token_ms_p50": round(added[50], 2),
         "added_first_token_ms_p95": round(added[95], 2),
+        "of_it_http_ms_p50": round(quantile(pages, 50) * 1000, 2),
         "first_token_ms_p95": round(quantile(firsts, 95) * 1000, 1),
         "tokens_per_s": round(args.tokens * len(many) / took_s, 1),
         "slowest_to_fastest_stream": round(min(rates) / max(rates), 3),
