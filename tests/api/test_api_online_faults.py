@@ -123,7 +123,8 @@ def test_a_stream_whose_worker_dies_ends_in_an_error_event(start: Start) -> None
 
 def test_a_stopped_worker_that_wakes_adds_nothing_to_an_answer(start: Start) -> None:
     running = start()
-    first = running.farm.work(step_s=5)
+    first, second = running.farm.work(step_s=5), running.farm.work(step_s=0.1)
+    second.send(signal.SIGSTOP)
     text = "0123456789" * 8
     pieces: list[str] = []
 
@@ -133,8 +134,8 @@ def test_a_stopped_worker_that_wakes_adds_nothing_to_an_answer(start: Start) -> 
     reader = Thread(target=read)
     reader.start()
     running.farm.until(lambda: is_taken(running))
-    running.farm.work(step_s=0.1)
     first.send(signal.SIGSTOP)
+    second.send(signal.SIGCONT)
     running.farm.until(lambda: pieces)  # By the second worker; the first's engine goes on.
     first.send(signal.SIGCONT)
     reader.join(timeout=30)
