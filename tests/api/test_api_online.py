@@ -145,6 +145,9 @@ def test_what_cannot_be_served_is_said_before_a_stream_begins(shared: Online) ->
     with pytest.raises(BadRequestError) as lone:
         ask(shared, stream_options={"include_usage": True})
     assert lone.value.param == "stream_options"
+    with pytest.raises(BadRequestError) as scored:
+        ask(shared, stream=True, extra_body={"prompt_logprobs": 1})
+    assert (scored.value.param, scored.value.code) == ("prompt_logprobs", "unsupported_parameter")
     with pytest.raises(NotFoundError) as unknown:
         shared.api.openai.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "hi"}])
     assert unknown.value.code == "model_not_found"
