@@ -17,7 +17,21 @@ from .. import __version__
 from ..jobs.backend import Backend, connect
 from ..jobs.errors import SettingsError
 from ..jobs.settings import Settings, load_settings
-from . import batches, control, files, health, jobs, metrics, models, results, uploads, webhooks
+from . import (
+    batches,
+    control,
+    files,
+    health,
+    jobs,
+    metrics,
+    models,
+    online,
+    results,
+    tokenizing,
+    uploads,
+    webhooks,
+)
+from .calls import Calls
 from .door import Door, check_settings
 from .edge import Edge
 from .errors import AWAY, install_error_handlers
@@ -43,9 +57,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.test_threads = webhooks.test_threads()
         app.state.waiting = Waiting(app.state.backend)
         app.state.scrapes = metrics.Scrapes(app.state.backend, requests)
+        app.state.calls = Calls(app.state.backend)
         try:
             yield
         finally:
+            await app.state.calls.close()
             await app.state.waiting.close()
             await to_thread.run_sync(app.state.backend.close)
 
@@ -63,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     # For the document only, where a key is needed whatever the address: it is the door that asks for it.
     shown = [] if settings.auth != "required" else [Depends(HTTPBearer(auto_error=False, description=KEY))]
-    closed = (files, uploads, batches, control, results, jobs, models, webhooks)
+    closed = (online, tokenizing, files, uploads, batches, control, results, jobs, models, webhooks)
     for part in closed:
         app.include_router(part.router, dependencies=shown)
     app.include_router(health.router)

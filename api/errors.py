@@ -34,6 +34,7 @@ from ..jobs.errors import (
     RateLimited,
     StoreUnavailable,
     Unauthorized,
+    Unavailable,
     UserError,
 )
 from ..jobs.invalid import invalid_type, user_error
@@ -82,7 +83,7 @@ def answer_to(error: Exception, scope: Scope) -> Response:
 def _headers(error: UserError) -> dict[str, str]:
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, RateLimited):
+    if isinstance(error, RateLimited | Unavailable):
         return {"Retry-After": str(math.ceil(error.retry_after_s))}
     if isinstance(error, InProgress):
         return {"Retry-After": str(RETRY_AFTER_S), "x-should-retry": "true"}

@@ -344,6 +344,21 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
+class Tokenized(BaseModel):
+    """The tokens of a prompt; `token_strs` only where it is asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(BaseModel):
+    """The text of tokens."""
+
+    prompt: str
+
+
 class JobResponse(BaseModel):
     """What the request would have been answered with over HTTP."""
 

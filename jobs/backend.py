@@ -14,6 +14,7 @@ from .blobs.redis import RedisBlobs
 from .errors import SettingsError
 from .keys import Keys
 from .lineup import Lineup
+from .live import Live
 from .quotas import Quotas
 from .records import Batch
 from .settings import Settings
@@ -26,7 +27,7 @@ DAY_S = 86400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """The store, the shards, the line, the blob stores, who may use them, and where traces go, of one deployment."""
+    """The store, the shards, the line, the online road, the blob stores, who may use them, and where traces go."""
 
     settings: Settings
     redis: Redis
@@ -35,6 +36,7 @@ class Backend:
     keys: Keys
     quotas: Quotas
     lineup: Lineup
+    live: Live
     blobs: Blobs
     job_blobs: RedisBlobs
     traces: Traces
@@ -68,6 +70,7 @@ def backend_on(settings: Settings, redis: Redis) -> Backend:
         keys=Keys(store),
         quotas=Quotas(store),
         lineup=Lineup(store),
+        live=Live(store),
         blobs=open_blobs(settings.blobs, redis),
         # The blobs of a job whose submission or end broke off go by themselves.
         job_blobs=RedisBlobs(redis, ttl_s=DAY_S + settings.job_ttl_s),

@@ -6,6 +6,7 @@ PressrunError
 │   ├── NotFound         404: no object with this id
 │   ├── Unauthorized     401: no API key, or one that is not good
 │   ├── RateLimited      429: too many requests; later ones will be served
+│   ├── Unavailable      503: what it needs is away now; later ones will be served
 │   ├── QuotaExceeded    429: the tenant holds as much as it may; trying again does not help
 │   └── Conflict         409: the object is not in a state that allows this
 │       └── InProgress   the same request is being served right now
@@ -82,6 +83,16 @@ class RateLimited(UserError):
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message, code="rate_limit_exceeded")
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(UserError):
+    """What the request needs is away; from `retry_after_s` on it may be there again."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after_s: float, code: str, param: str | None = None) -> None:
+        super().__init__(message, code=code, param=param)
         self.retry_after_s = retry_after_s
 
 

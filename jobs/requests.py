@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -73,6 +74,13 @@ class Message(_Strict):
         return "".join(part.text for part in self.content)
 
 
+class StreamOptions(_Strict):
+    """What a stream holds beside the choices. Obfuscation would only make chunks longer: there is none."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
 class Sampled(_Strict, Structured):
     """What chat and completions have in common."""
 
@@ -87,6 +95,7 @@ class Sampled(_Strict, Structured):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: LogitBias = {}
     stream: bool = False
+    stream_options: StreamOptions | None = None
     user: str | None = None
 
     top_k: int = Field(0, ge=-1, le=MAX_INT)
@@ -111,6 +120,13 @@ class Sampled(_Strict, Structured):
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
         return self
+
+    @field_validator("stream_options")
+    @classmethod
+    def _needs_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("it is only for requests with 'stream': true")
+        return value
 
 
 class ChatCompletionRequest(Sampled):

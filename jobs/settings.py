@@ -72,6 +72,13 @@ class Settings(BaseSettings):
     file_ttl_s: int = Field(30 * 86400, ge=3600, description="Seconds until an uploaded batch file expires.")
     job_ttl_s: int = Field(86400, ge=60, description="Seconds that a finished native job can be polled.")
 
+    max_waiting_requests: int = Field(
+        1024, ge=1, description="Most online requests that wait for a worker of their model; more are answered 429."
+    )
+    online_timeout_s: float = Field(
+        600.0, gt=0, le=86400, description="Longest time of an online request, in seconds, before it ends in an error."
+    )
+
     webhook_timeout_s: float = Field(10.0, gt=0, le=30, description="Longest wait for an endpoint to take a webhook.")
     webhook_allow_private: bool = Field(
         False, description="Post webhooks to private, loopback and other addresses that are not public, too."

@@ -321,6 +321,20 @@ def test_a_completion_job_echoes_its_prompt(service: Service) -> None:
     assert len(text) > len(body["prompt"])
 
 
+@pytest.mark.parametrize("wanted", [{}, {"stop": ["Paris", "Rome"]}, {"n": 2}, {"logprobs": True, "top_logprobs": 2}])
+def test_a_stream_of_a_real_model_says_what_its_whole_answer_says(service: Service, wanted: dict[str, Any]) -> None:
+    body = ask("x", "What are the capitals of France and Italy? 🇫🇷🇮🇹", max_tokens=40)["body"] | wanted
+    whole = service.client.chat.completions.create(**body)
+    chunks = list(service.client.chat.completions.create(**body, stream=True))
+    for choice in whole.choices:
+        mine = [one for chunk in chunks for one in chunk.choices if one.index == choice.index]
+        assert "".join(one.delta.content or "" for one in mine) == choice.message.content
+        assert [one.finish_reason for one in mine if one.finish_reason] == [choice.finish_reason]
+        told = [entry.token for one in mine if one.logprobs for entry in one.logprobs.content or ()]
+        known = choice.logprobs.content if choice.logprobs else None
+        assert told == [entry.token for entry in known or ()]
+
+
 def test_a_file_with_one_of_every_bad_line_fails_with_all_errors_and_their_lines(service: Service) -> None:
     good = ask("a", "hi")
     lines: list[Any] = [

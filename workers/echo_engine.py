@@ -1,6 +1,7 @@
 """A stand-in for the engine that answers at once with the prompt, for tests and measurements of the service.
 
-A token is a byte of UTF-8. Sampling parameters other than `max_tokens` change nothing in an echo.
+A token is a byte of UTF-8. Streams get one token a step. Sampling parameters other than `max_tokens` change nothing in
+an echo.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import time
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from ..engine.request import (
@@ -31,7 +32,7 @@ EMBEDDING_SIZE = 8
 
 
 class EchoEngine:
-    """Finishes at most `max_num_seqs` requests a step; a step takes `step_s` seconds."""
+    """Finishes at most `max_num_seqs` requests a step, or gives as many streams a token; a step takes `step_s`."""
 
     def __init__(self, *, max_model_len: int = 131072, max_num_seqs: int = 256, step_s: float = 0.0) -> None:
         self.info = ModelInfo(max_model_len=max_model_len, vocab_size=256, embedding_size=EMBEDDING_SIZE)
@@ -40,6 +41,7 @@ class EchoEngine:
         self._arrivals = count()
         self._waiting: list[tuple[int, int, Request]] = []
         self._arrived_at: dict[str, float] = {}
+        self._streamed: dict[str, int] = {}  # Tokens of a stream that have been given.
         self._num_prompt_tokens = self._num_generated_tokens = 0
 
     def add(self, requests: Sequence[Request]) -> None:
@@ -49,8 +51,9 @@ class EchoEngine:
 
     def abort(self, ids: Iterable[str]) -> None:
         gone = set(ids)
-        for name in gone:
-            self._arrived_at.pop(name, None)
+        for id in gone:
+            self._arrived_at.pop(id, None)
+            self._streamed.pop(id, None)
         self._waiting = [entry for entry in self._waiting if entry[2].id not in gone]
         heapq.heapify(self._waiting)
 
@@ -62,12 +65,17 @@ class EchoEngine:
         if self.step_s:
             time.sleep(self.step_s)
         size = min(self.max_num_seqs, len(self._waiting))
-        return [self._answer(heapq.heappop(self._waiting)[2]) for _ in range(size)]
+        outputs = []
+        for priority, arrival, request in [heapq.heappop(self._waiting) for _ in range(size)]:
+            outputs.append(self._next_token(request) if request.stream else self._answer(request))
+            if outputs[-1].finish_reason is None:
+                heapq.heappush(self._waiting, (priority, arrival, request))
+        return outputs
 
     def load(self) -> Load:
         return Load(
             num_rows=self.max_num_seqs,
-            num_running=0,
+            num_running=len(self._streamed),
             num_waiting=len(self._waiting),
             num_free_pages=NUM_PAGES,
             num_pages=NUM_PAGES,
@@ -76,6 +84,21 @@ class EchoEngine:
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=0,
             num_generated_tokens=self._num_generated_tokens,
+        )
+
+    def _next_token(self, request: Request) -> Output:
+        """One more token of a stream."""
+        place = self._streamed.get(request.id, 0)
+        length = min(len(request.prompt), request.params.max_tokens)
+        if place + 1 >= length:
+            self._streamed.pop(request.id, None)
+            whole = self._answer(request)
+            return replace(whole, token_ids=whole.token_ids[place:], logprobs=whole.logprobs and whole.logprobs[place:])
+        self._streamed[request.id] = place + 1
+        token = request.prompt[place]
+        num_top = request.params.logprobs
+        return Output(
+            id=request.id, token_ids=[token], logprobs=None if num_top is None else [_certain(token, num_top)]
         )
 
     def _answer(self, request: Request) -> Output:

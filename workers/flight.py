@@ -17,6 +17,7 @@ from typing import Protocol
 
 from ..engine.request import Output, Request
 from .deadlines import Deadlines
+from .online import OnlineRequest
 from .prompts import Prepared
 from .runs import Flying, Run
 from .shard import RunningShard
@@ -86,8 +87,8 @@ class Flight:
         """Whether `take` has something to give without any output."""
         return bool(self._ended)
 
-    def add(self, shard: RunningShard, lines: Iterable[Prepared]) -> None:
-        """Take on lines of a shard."""
+    def add(self, shard: RunningShard | OnlineRequest, lines: Iterable[Prepared]) -> None:
+        """Take on lines of a shard, or the one of an online request."""
         for prepared in lines:
             flying = Flying(shard=shard, prepared=prepared)
             known = self._answers.find(flying.twin)
@@ -113,7 +114,7 @@ class Flight:
         for output in outputs:
             name, _, place = output.id.partition(".")
             run = self._runs.get(name)
-            if run is None or output.finish_reason is None:
+            if run is None:
                 continue  # Aborted meanwhile.
             if run.take(int(place), output):
                 self._ended += self._end(run, run.answer())
@@ -127,20 +128,25 @@ class Flight:
             flying.end(LATE, is_twin=False)
         return overdue
 
-    def drop(self, shard: RunningShard) -> None:
-        """Let a shard's lines go, and abort what the engine runs for them alone."""
+    def drop(self, shard: RunningShard | OnlineRequest) -> None:
+        """Let the lines of a shard or an online request go, and abort what the engine runs for them alone."""
         for flying in [flying for flying in self._lines if flying.shard is shard]:
             self._leave(flying)
 
     def engine_died(self, code: str = "engine_crashed") -> list[Flying]:
-        """The engine is gone, and with it all that was inside; what it answered in part runs again.
+        """The engine is gone, and with it all that was inside; what it answered in part runs again, but for streams
+        that somebody has heard a part of: these end with `code`.
 
         Returns lines that are given up with `code`, because the engine died of them.
         """
-        suspects = sorted((self._runs[name] for name in self._inside), key=lambda run: int(run.name))
+        inside = sorted((self._runs[name] for name in self._inside), key=lambda run: int(run.name))
         self._inside.clear()
+        for run in inside:
+            if run.is_heard:
+                self._ended += self._end(run, Answer(error=code))
+        suspects = [run for run in inside if run.name in self._runs]
         for run in suspects:
-            run.outputs.clear()
+            run.begin_again()
             for flying in run.lines:
                 self._deadlines.forget(flying)  # What another line may have done is not to cost this one its time.
         if len(suspects) == 1:
@@ -171,6 +177,7 @@ class Flight:
             twin=flying.twin,
             interactive=flying.interactive,
             weight=self._weigh(prepared),
+            listener=flying.listener,
         )
         self._runs[run.name] = run
         if run.twin is not None:

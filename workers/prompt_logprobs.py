@@ -32,11 +32,16 @@ def num_scores(body: Body) -> int | None:
 
 
 def check_scores(body: Body, prompts: Sequence[Sequence[int]]) -> None:
-    """Raises UserError for more than an answer can hold."""
+    """Raises UserError for more than an answer can hold, and for a stream, which has no place for them."""
     count = num_scores(body)
+    field = "echo" if body.prompt_logprobs is None else "prompt_logprobs"
+    if count is not None and body.stream:
+        message = (
+            f"'{field}' asks for log-probabilities of the prompt, which a stream does not tell. Ask for one of both."
+        )
+        raise UserError(message, param=field, code="unsupported_parameter")
     wanted = 0 if count is None else sum(map(len, prompts)) * body.n * (1 + count)
     if wanted > MAX_SCORES:
-        field = "echo" if body.prompt_logprobs is None else "prompt_logprobs"
         message = f"Invalid value for '{field}': {wanted} log-probabilities of prompts would be reported, and at most"
         message += f" {MAX_SCORES} are allowed. Ask for fewer choices, prompts or alternatives."
         raise UserError(message, param=field, code="invalid_value")

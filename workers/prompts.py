@@ -72,7 +72,14 @@ class Prepared:
             request
             for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True))
             for request in expand(
-                Request(id=name, prompt=prompt, params=params, priority=priority, embedding=self.embedding),
+                Request(
+                    id=name,
+                    prompt=prompt,
+                    params=params,
+                    priority=priority,
+                    stream=self.body.stream,
+                    embedding=self.embedding,
+                ),
                 n,
                 first=i * n,
             )
@@ -89,17 +96,21 @@ class Prompts:
 
     def prepare(self, lines: Sequence[Line]) -> list[Prepared | LineResult]:
         """Each line ready to run, or its refusal."""
-        return [self._prepare(line) for line in lines]
+        return [self._prepare(line, may_stream=False) for line in lines]
 
-    def _prepare(self, line: Line) -> Prepared | LineResult:
+    def prepare_online(self, line: Line) -> Prepared | LineResult:
+        """The same for an online request, which may ask for its answer piece by piece."""
+        return self._prepare(line, may_stream=True)
+
+    def _prepare(self, line: Line, *, may_stream: bool) -> Prepared | LineResult:
         try:
             options = line_options(line.options)
             body = parse_body(line.url, line.body)
-            self._check_model(body)
+            self._check_model(body, may_stream=may_stream)
             if isinstance(body, EmbeddingRequest):
                 return self._prepare_embedding(line, body, options)
             self._check_generates(body)
-            prompts = self._tokens(body)
+            prompts = self.tokens(body)
             bad_words, grammar = self._bad_words(body), grammar_of(body)
             params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
@@ -133,16 +144,17 @@ class Prompts:
             message = f"The model `{body.model}` gives embeddings only, at /v1/embeddings."
             raise UserError(message, param="model", code="invalid_value")
 
-    def _check_model(self, body: Body | EmbeddingRequest) -> None:
+    def _check_model(self, body: Body | EmbeddingRequest, *, may_stream: bool) -> None:
         if body.model != self.model:
             message = f"The model `{body.model}` does not exist or you do not have access to it."
             raise UserError(message, param="model", code="model_not_found", status=404)
-        if body.stream:
+        if body.stream and not may_stream:
             raise UserError(
                 "Streaming is not supported in the Batch API.", param="stream", code="streaming_unsupported"
             )
 
-    def _tokens(self, body: Body) -> tuple[Sequence[int], ...]:
+    def tokens(self, body: Body) -> tuple[Sequence[int], ...]:
+        """The token ids of each prompt. Raises UserError where there are none."""
         if isinstance(body, ChatCompletionRequest):
             try:
                 return (self.tokenizer.chat([_message(body, place) for place in range(len(body.messages))]),)
@@ -159,10 +171,11 @@ class Prompts:
         if isinstance(prompt[0], str):
             return tuple(self.tokenizer.encode([text for text in prompt if isinstance(text, str)]))
         if isinstance(prompt[0], int):
-            return (self._known([token for token in prompt if isinstance(token, int)], param),)
-        return tuple(self._known(tokens, param) for tokens in prompt if isinstance(tokens, list))
+            return (self.known([token for token in prompt if isinstance(token, int)], param),)
+        return tuple(self.known(tokens, param) for tokens in prompt if isinstance(tokens, list))
 
-    def _known(self, tokens: list[int], param: str) -> list[int]:
+    def known(self, tokens: list[int], param: str) -> list[int]:
+        """The same tokens. Raises UserError for one that the model does not have."""
         if max(tokens, default=0) >= self.info.vocab_size:
             message = f"Invalid value for '{param}': token {max(tokens)} is not in the model's vocabulary."
             raise UserError(f"{message} It has {self.info.vocab_size} tokens.", param=param, code="invalid_value")
@@ -199,7 +212,7 @@ class Prompts:
                 frequency_penalty=body.frequency_penalty,
                 repetition_penalty=body.repetition_penalty,
                 stop=tuple(body.stop),
-                stop_token_ids=tuple(self._known(body.stop_token_ids, "stop_token_ids")),
+                stop_token_ids=tuple(self.known(body.stop_token_ids, "stop_token_ids")),
                 ignore_eos=body.ignore_eos,
                 logprobs=body.num_logprobs,
                 logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),

@@ -49,7 +49,7 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
     usage = _usage(prepared, outputs)
     choices = [choice_of(body, output, tokenizer) for output in outputs]
     if isinstance(body, CompletionRequest) and body.echo:
-        texts = _prompt_texts(body, prepared, tokenizer)
+        texts = prompt_texts(body, prepared, tokenizer)
         choices = [replace(choice, text=texts[i // body.n] + choice.text) for i, choice in enumerate(choices)]
     chat = isinstance(body, ChatCompletionRequest)
     fields: dict[str, Any] = {
@@ -84,7 +84,7 @@ def choice_of(body: Body, output: Output, tokenizer: Tokenizer) -> Choice:
     return Choice(text=text, finish_reason=output.finish_reason or "stop", logprobs=logprobs)
 
 
-def _prompt_texts(body: CompletionRequest, prepared: Prepared, tokenizer: Tokenizer) -> list[str]:
+def prompt_texts(body: CompletionRequest, prepared: Prepared, tokenizer: Tokenizer) -> list[str]:
     """What each prompt says: as it was given, or what its tokens stand for."""
     if isinstance(body.prompt, str):
         return [body.prompt]
@@ -130,13 +130,17 @@ def _usage_fields(usage: Usage) -> dict[str, Any]:
 
 
 def _chat_choice(place: int, choice: Choice, tokenizer: Tokenizer) -> dict[str, Any]:
-    content = None if choice.logprobs is None else [_chat_token(entry, tokenizer) for entry in choice.logprobs]
     return {
         "index": place,
         "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
-        "logprobs": None if content is None else {"content": content, "refusal": None},
+        "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs, tokenizer),
         "finish_reason": choice.finish_reason,
     }
+
+
+def chat_logprobs(entries: list[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a chat choice, or a piece of one, tells of its tokens."""
+    return {"content": [_chat_token(entry, tokenizer) for entry in entries], "refusal": None}
 
 
 def _chat_token(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -151,14 +155,15 @@ def _token_fields(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str,
 
 
 def _text_choice(place: int, choice: Choice, tokenizer: Tokenizer) -> dict[str, Any]:
-    logprobs = None if choice.logprobs is None else _text_logprobs(choice.logprobs, tokenizer)
+    logprobs = None if choice.logprobs is None else text_logprobs(choice.logprobs, tokenizer)
     return {"index": place, "text": choice.text, "logprobs": logprobs, "finish_reason": choice.finish_reason}
 
 
-def _text_logprobs(entries: list[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+def text_logprobs(entries: list[TokenLogprob], tokenizer: Tokenizer, *, offset: int = 0) -> dict[str, Any]:
+    """What a text choice, or a piece of one that begins `offset` characters behind its start, tells of its tokens."""
     tokens = [_token_fields(entry.token_id, entry.logprob, tokenizer) for entry in entries]
     tops = [[_token_fields(token, logprob, tokenizer) for token, logprob in entry.top] for entry in entries]
-    offsets, offset = [], 0
+    offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(token["token"])

@@ -50,6 +50,10 @@ class RunningShard:
     since: float = field(default_factory=time.monotonic)
 
     @property
+    def interactive(self) -> bool:
+        return self.ticket.interactive
+
+    @property
     def key(self) -> ShardKey:
         return self.claim.batch.id, self.claim.shard.index
 

@@ -13,11 +13,12 @@ import zlib
 from collections.abc import Sequence
 
 from ..engine.request import Lifetime
-from ..jobs.records import LineResult
+from ..jobs.records import Batch, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from ..jobs.traces import Place, Span, Traces, Value, span_of
 from .prompts import Prepared
 from .runs import Flying
+from .shard import RunningShard
 
 SHARES = 2**32  # As many values as a line's checksum has.
 
@@ -32,8 +33,9 @@ class LineSpans:
 
     def tell(self, flying: Flying, result: LineResult) -> None:
         """Tell of a line, if its batch or job is traced and it is one of those that are."""
-        batch = flying.shard.claim.batch
-        if not self._traces.is_on or batch.trace is None or not self._is_told(flying):
+        assert isinstance(flying.shard, RunningShard), "online requests are not told"
+        batch, since = flying.shard.claim.batch, flying.shard.since
+        if not self._traces.is_on or batch.trace is None or not self._is_told(flying, batch):
             return
         parent = span_of(batch)
         if parent is None:
@@ -47,17 +49,17 @@ class LineSpans:
                 name="llm_request",
                 place=place,
                 parent=parent,
-                start_ns=self._unix_ns(flying.shard.since),
+                start_ns=self._unix_ns(since),
                 end_ns=time.time_ns(),
                 kind="server",
-                attributes=self._attributes(flying, result, lives),
+                attributes=self._attributes(flying, batch, result, lives),
                 error=None if result.error is None else result.error.code,
             )
         )
 
-    def _is_told(self, flying: Flying) -> bool:
+    def _is_told(self, flying: Flying, batch: Batch) -> bool:
         """The same for the same line, whoever runs it and however often."""
-        line, batch = flying.prepared.line, flying.shard.claim.batch
+        line = flying.prepared.line
         return batch.kind == "job" or zlib.crc32(f"{batch.id} {line.index}".encode()) < self._share * SHARES
 
     def _tell_phases(self, place: Place, lives: Sequence[Lifetime]) -> None:
@@ -75,10 +77,12 @@ class LineSpans:
                         )
                     )
 
-    def _attributes(self, flying: Flying, result: LineResult, lives: Sequence[Lifetime]) -> dict[str, Value]:
+    def _attributes(
+        self, flying: Flying, batch: Batch, result: LineResult, lives: Sequence[Lifetime]
+    ) -> dict[str, Value]:
         prepared = flying.prepared
         return {
-            "gen_ai.request.id": f"{flying.shard.claim.batch.id}-{prepared.line.index}",
+            "gen_ai.request.id": f"{batch.id}-{prepared.line.index}",
             "gen_ai.response.model": prepared.body.model,
             "gen_ai.usage.prompt_tokens": result.usage.input_tokens,
             "gen_ai.usage.completion_tokens": result.usage.output_tokens,

@@ -21,14 +21,14 @@ from typing import Any, TypeVar
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..engine.errors import EngineError
-from ..engine.request import ModelInfo
+from ..engine.request import Load, ModelInfo
 from ..jobs.backend import Backend, connect
 from ..jobs.errors import PressrunError, SettingsError, StoreUnavailable
 from ..jobs.lines import never_ran
 from ..jobs.metrics import publish
 from ..jobs.records import Claim, LineResult, ModelCard
 from ..jobs.settings import Settings
-from .appetite import Appetite
+from .appetite import LOADS, Appetite
 from .engine_child import Engine
 from .engine_keeper import EngineKeeper
 from .engine_process import EngineDied, EngineProcess, EngineStartError
@@ -37,12 +37,15 @@ from .flight import Flight
 from .housekeeping import Housekeeper
 from .intake import Intake, Taken
 from .ledger import Ledger
+from .live import LiveDesk
 from .meter import Meter
 from .metrics import WorkerMetrics
+from .online import OnlineRequest
 from .patience import PATIENCE_S, patiently
 from .prompts import Prepared, Prompts, Tokenizer
 from .responses import result_of
 from .rq_desk import RqDesk
+from .runs import Flying
 from .shard import RunningShard, Ticket
 from .spans import LineSpans
 from .waker import Waker
@@ -89,6 +92,7 @@ class PressrunWorker(RqDesk):
         self.keeper = EngineKeeper(engine, self.flight, self.waker, self.metrics, stall_s=settings.engine_stall_s)
         self.ledger = Ledger(backend, self.waker, self._patiently, self.metrics)
         self.intake: Intake | None = None
+        self.live: LiveDesk | None = None
         self._closing = threading.Event()
         self._housekeeper: threading.Thread | None = None
         self._stop_at: float | None = None
@@ -127,6 +131,8 @@ class PressrunWorker(RqDesk):
             for taken in self.intake.ready():
                 self._receive(taken)
             self.intake.settle(shard.ticket for shard in self.ledger if self._is_doubtful(shard))
+        if self.live is not None:
+            self._take_online(self.live)
         self._hear_engine()
         self._let_go_of(self.ledger.commit())
         self._finish_sealed()
@@ -135,7 +141,7 @@ class PressrunWorker(RqDesk):
     def _finished(self) -> bool:
         if self._stop_at is None:
             return False
-        in_hand = len(self.ledger) + (len(self.intake) if self.intake else 0)
+        in_hand = len(self.ledger) + sum(len(part) for part in (self.intake, self.live) if part is not None)
         return self._cold or not in_hand or time.monotonic() >= self._stop_at
 
     def _put_all_down(self) -> None:
@@ -143,6 +149,8 @@ class PressrunWorker(RqDesk):
         self._stop_at = self._stop_at or time.monotonic()
         self._cold = True
         self._closing.set()
+        if self.live is not None:
+            self.live.close()
         if self.intake:
             self.intake.close()
             for taken in self.intake.ready():
@@ -186,6 +194,9 @@ class PressrunWorker(RqDesk):
             outputs = flying.outputs
             for output in () if flying.is_twin else outputs:
                 self.appetite.learn(len(flying.prepared.prompts[0]), len(output.token_ids))
+            if isinstance(flying.shard, OnlineRequest):
+                tokens += self._answer_online(flying)
+                continue
             result = result_of(flying.prepared, outputs, self.tokenizer)
             self.spans.tell(flying, result)
             tokens += result.usage.input_tokens + result.usage.output_tokens
@@ -193,24 +204,51 @@ class PressrunWorker(RqDesk):
         self.meter.note(time.monotonic(), busy=busy, tokens=tokens)
         for flying, code in heard.given_up:
             given_up = never_ran(flying.prepared.line, code)
-            self.spans.tell(flying, given_up)
-            self.ledger.enter(flying.shard, given_up)
-        if self.intake is None and self.engine.info is not None:
-            self._open_for_business(self.engine.info)
+            if isinstance(flying.shard, OnlineRequest):
+                self._answer_online(flying)
+            else:
+                self.spans.tell(flying, given_up)
+                self.ledger.enter(flying.shard, given_up)
+        if self.intake is None and self.engine.info is not None and self.engine.load is not None:
+            self._open_for_business(self.engine.info, self.engine.load)
 
-    def _open_for_business(self, info: ModelInfo) -> None:
+    def _open_for_business(self, info: ModelInfo, load: Load) -> None:
         """The model is loaded for the first time: announce it, and begin to take shards."""
         settings = self.backend.settings
         self._card = ModelCard(
             id=settings.model_name, max_model_len=info.max_model_len, created=int(time.time()), worker=self.name
         )
-        self._touch_model()
         prompts = Prompts(self.tokenizer, info, settings.model_name)
+        live = LiveDesk(self.backend, prompts, self.waker, worker=self.name)
+        self._patiently(lambda: live.announce(LOADS * load.num_rows))
+        live.start()
+        self.live = live
+        self._touch_model()
         self.intake = Intake(self.backend, prompts, self.waker, self._patiently)
         # Validation asks which models are served, so it must not begin before ours is.
         keep_house = Housekeeper(self.backend, self.metrics).run
         self._housekeeper = threading.Thread(target=keep_house, args=(self._closing,), name="housekeeper", daemon=True)
         self._housekeeper.start()
+
+    # Online requests
+
+    def _take_online(self, live: LiveDesk) -> None:
+        """Let in what is ready to run, and let go what nobody waits for."""
+        load = self.engine.load
+        if self._stop_at is not None or self._suspended:
+            live.make_room(0)
+        elif load is not None:
+            live.make_room(LOADS * load.num_rows)
+        for request, prepared in live.ready():
+            self.flight.add(request, [prepared])
+        for request in live.to_stop():
+            self.flight.drop(request)
+
+    def _answer_online(self, flying: Flying) -> int:
+        """The tokens that it took."""
+        assert self.live is not None
+        self.live.answer(flying)
+        return sum(map(len, flying.prepared.prompts)) + sum(len(output.token_ids) for output in flying.outputs)
 
     # Shards
 

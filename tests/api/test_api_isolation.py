@@ -193,6 +193,11 @@ TABLE: dict[str, Check | str] = {
     "POST /v1/jobs": jobs_stay_apart,
     "GET /v1/jobs/{job_id}": unknown(lambda name: ("GET", f"/v1/jobs/{name}"), "job_none", "job"),
     "DELETE /v1/jobs/{job_id}": unknown(lambda name: ("DELETE", f"/v1/jobs/{name}"), "job_none", "job"),
+    "POST /v1/chat/completions": SHARED,  # Nothing of an online request can be asked for afterwards.
+    "POST /v1/completions": SHARED,
+    "POST /v1/embeddings": SHARED,
+    "POST /tokenize": SHARED,
+    "POST /detokenize": SHARED,
     "GET /v1/models": SHARED,
     "GET /v1/models/{model_id:path}": SHARED,
     "GET /health": SHARED,

@@ -60,6 +60,11 @@ def test_the_openapi_document_describes_every_route_and_its_errors(api: Api) -> 
     assert described == {
         ("get", "/health"),
         ("get", "/metrics"),
+        ("post", "/v1/chat/completions"),
+        ("post", "/v1/completions"),
+        ("post", "/v1/embeddings"),
+        ("post", "/tokenize"),
+        ("post", "/detokenize"),
         ("get", "/v1/models"),
         ("get", "/v1/models/{model_id}"),
         ("post", "/v1/files"),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -19,11 +23,12 @@ from pressrun.jobs.records import Usage
 from pressrun.jobs.settings import load_settings
 
 from ..receiver import Receiver, receiving
+from ..workers.conftest import Worker
 from .conftest import CHAT, MODEL, Api, ServeApi, jsonl, request_line, seal_results
 
 LINES = jsonl(*(request_line(f"c{n}") for n in range(3)))
 OWN = re.compile(
-    r"/v1/jobs|/health|/metrics|.*/(deliveries|pause|resume|update|retry|results)$"
+    r"/v1/jobs|/health|/metrics|/tokenize|/detokenize|.*/(deliveries|pause|resume|update|retry|results)$"
 )  # What OpenAI does not have, its SDK cannot call.
 PATHS = create_app(load_settings({}, redis_url="redis://127.0.0.1:1/0")).openapi()["paths"]
 ROUTES = {(method.upper(), path) for path, methods in PATHS.items() if not OWN.match(path) for method in methods}
@@ -127,9 +132,33 @@ async def webhooks(sdk: Any, receiver: Receiver) -> str:
     return str(made.id)
 
 
+async def answers(sdk: Any) -> None:
+    asked: Any = {"model": MODEL, "max_tokens": 4}
+    chat = await answer(sdk.chat.completions.create(**asked, messages=[{"role": "user", "content": "hi"}]))
+    assert chat.choices[0].message.content == "user"
+    assert (await answer(sdk.completions.create(**asked, prompt="hello"))).choices[0].text == "hell"
+    assert (await answer(sdk.embeddings.create(model=asked["model"], input="hello"))).usage.prompt_tokens == 5
+
+
+@contextmanager
+def working(api: Api, log: Path) -> Iterator[None]:
+    """A worker that serves `MODEL`. It begins to work on batches too."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PRESSRUN_")}
+    worker = Worker(clean | api.backend.settings.environment(), log)
+    try:
+        while not api.backend.live.was_served(MODEL):
+            assert worker.process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        yield
+    finally:
+        worker.end()
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_the_sdk_drives_every_route_that_openai_has(serve: ServeApi, receiver: Receiver, kind: str) -> None:
-    api = serve(webhook_allow_private=True)
+def test_the_sdk_drives_every_route_that_openai_has(
+    serve: ServeApi, receiver: Receiver, tmp_path: Path, kind: str
+) -> None:
+    api = serve(webhook_allow_private=True, engine="echo", served_model_name=MODEL)
     requests: list[tuple[str, str]] = []
 
     def note(request: httpx2.Request) -> None:
@@ -144,10 +173,14 @@ def test_the_sdk_drives_every_route_that_openai_has(serve: ServeApi, receiver: R
         if kind == "sync":
             with OpenAI(**common, http_client=httpx2.Client(event_hooks={"request": [note]})) as sdk:
                 await tour(sdk, api, receiver)
+                with working(api, tmp_path / "worker.log"):
+                    await answers(sdk)
         else:
             http = httpx2.AsyncClient(event_hooks={"request": [note_later]})
             async with AsyncOpenAI(**common, http_client=http) as sdk:
                 await tour(sdk, api, receiver)
+                with working(api, tmp_path / "worker.log"):
+                    await answers(sdk)
 
     asyncio.run(run())
     assert routes_of(requests) == ROUTES

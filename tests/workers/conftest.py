@@ -66,12 +66,15 @@ class Farm:
         self.workers: list[Worker] = []
         self._folder = folder
 
-    def work(self, **knobs: Any) -> Worker:
-        """Start a worker; it is up when this returns."""
+    def work(self, *, model: str | None = None, **knobs: Any) -> Worker:
+        """Start a worker, of another model if one is given; it is up when this returns."""
         log = self._folder / f"worker-{len(self.workers)}.log"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PRESSRUN_")}
         before = self.cards()
-        worker = Worker(clean | self.backend.settings.environment(), log, **knobs)
+        settings = self.backend.settings.environment()
+        if model is not None:
+            settings["PRESSRUN_MODEL"] = model
+        worker = Worker(clean | settings, log, **knobs)
         self.workers.append(worker)
         self.until(lambda: self.cards() - before or worker.process.poll() is not None)
         return worker

@@ -57,15 +57,25 @@ def shard(index: int = 0, *, interactive: bool = False, batch_id: str = "batch_x
     return RunningShard(claim=claim, ticket=cast(Any, SimpleNamespace(interactive=interactive)), num_left=8)
 
 
+PROMPTS = Prompts(ByteTokenizer(), ModelInfo(max_model_len=1000, vocab_size=256), "m")
+
+
 def prepared(*texts: str, options: object = None, **body: Any) -> list[Prepared]:
-    prompts = Prompts(ByteTokenizer(), ModelInfo(max_model_len=1000, vocab_size=256), "m")
-    lines = []
-    for index, text in enumerate(texts):
-        fields = {"model": "m", "messages": [{"role": "user", "content": text}]} | body
-        lines.append(Line(index=index, custom_id=text, url="/v1/chat/completions", body=fields, options=options))
-    ready = prompts.prepare(lines)
+    ready = PROMPTS.prepare([_line(index, text, options, body) for index, text in enumerate(texts)])
     assert all(isinstance(one, Prepared) for one in ready)
     return cast(list[Prepared], ready)
+
+
+def streamed(text: str, **body: Any) -> list[Prepared]:
+    """What an online request asks that wants its answer in pieces."""
+    ready = PROMPTS.prepare_online(_line(0, text, None, body | {"stream": True}))
+    assert isinstance(ready, Prepared)
+    return [ready]
+
+
+def _line(index: int, text: str, options: object, body: dict[str, Any]) -> Line:
+    fields = {"model": "m", "messages": [{"role": "user", "content": text}]} | body
+    return Line(index=index, custom_id=text, url="/v1/chat/completions", body=fields, options=options)
 
 
 def names(lines: Iterable[Any]) -> list[str]:

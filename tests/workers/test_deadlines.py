@@ -17,6 +17,7 @@ from redis import Redis
 
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.ids import batch_id, file_id
+from pressrun.jobs.live import Call
 from pressrun.jobs.records import Batch
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import batch_key
@@ -135,6 +136,21 @@ def test_a_batch_that_is_cancelled_leaves_the_engine_within_a_second(worker: Pre
     assert until(lambda: is_idle(worker)) < 1.0 + SOON_S
     until(lambda: worker.backend.store.batch(batch.id).status == "cancelled")
     assert codes(worker.backend, batch) == ["batch_cancelled"] * NUM_LINES
+
+
+@real
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_online_request_that_nobody_waits_for_gives_its_pages_back_at_once(
+    worker: PressrunWorker, streams: bool
+) -> None:
+    live = worker.backend.live
+    live.live_on("api")
+    body = Farm.ask("x", "Count.", model=MODEL, max_tokens=1000, ignore_eos=True, stream=streams)["body"]
+    call = Call(id="live_x", attempt=1, api="api", url=CHAT, model=MODEL, body=body)
+    assert live.ask(call, most_waiting=1, life_s=60) == "ok"
+    until(lambda: num_running(worker) == 1)
+    live.hang_up(call)
+    assert until(lambda: is_idle(worker)) < SOON_S
 
 
 @real

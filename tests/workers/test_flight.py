@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pressrun.engine.request import Output
+from pressrun.jobs.live import Call
 from pressrun.workers.flight import Flight
+from pressrun.workers.online import OnlineRequest
 
-from .inbox import Inbox, names, prepared, shard
+from .inbox import Inbox, names, prepared, shard, streamed
 
 
 @pytest.fixture
@@ -109,3 +111,58 @@ def test_suspects_that_are_dropped_are_not_sent_again(flight: Flight, inbox: Inb
     for _ in range(3):
         flight.pump()
     assert inbox.prompts() == ["new"]
+
+
+class Listener:
+    """An online request, and what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, list[int]]] = []
+        call = Call(id="live_x", attempt=1, api="a", url="/v1/chat/completions", model="m", body={})
+        self.request = OnlineRequest(call=call, on_tokens=self._hear)
+
+    def _hear(self, request: OnlineRequest, place: int, output: Output) -> None:
+        self.heard.append((place, list(output.token_ids)))
+
+
+def test_a_stream_is_heard_piece_by_piece_and_ends_with_the_whole(flight: Flight, inbox: Inbox) -> None:
+    listener = Listener()
+    flight.add(listener.request, streamed("a"))
+    flight.add(shard(), prepared("b"))
+    flight.pump()
+    stream, _ = inbox.requests.values()
+    assert (stream.stream, stream.priority) == (True, -1)
+    assert flight.take([Output(id=stream.id, token_ids=[1]), Output(id=stream.id, token_ids=[2, 3])]) == []
+    (ended,) = flight.take([Output(id=stream.id, token_ids=[4], finish_reason="length")])
+    assert listener.heard == [(0, [1]), (0, [2, 3]), (0, [4])]
+    assert ended.outputs[0].token_ids == [1, 2, 3, 4]
+    assert len(flight) == 1
+
+
+def test_when_the_engine_dies_a_stream_that_was_heard_ends_and_all_others_run_again(
+    flight: Flight, inbox: Inbox
+) -> None:
+    heard, unheard = Listener(), Listener()
+    flight.add(heard.request, streamed("a"))
+    flight.add(unheard.request, streamed("b"))
+    flight.add(shard(), prepared("c"))
+    flight.pump()
+    flight.take([Output(id=next(iter(inbox.requests)), token_ids=[1])])
+    inbox.requests.clear()
+    assert flight.engine_died() == []
+    assert flight.has_ended_lines
+    assert [(line.prepared.line.custom_id, line.error) for line in flight.take([])] == [("a", "engine_crashed")]
+    answered = []
+    while len(flight):
+        flight.pump()
+        answered += names(flight.take(inbox.answer_all()))
+    assert sorted(answered) == ["b", "c"]
+
+
+def test_a_stream_that_nobody_waits_for_is_aborted(flight: Flight, inbox: Inbox) -> None:
+    listener = Listener()
+    flight.add(listener.request, streamed("a", n=3))
+    flight.pump()
+    assert len(inbox.requests) == 3
+    flight.drop(listener.request)
+    assert (inbox.requests, len(flight), flight.weight) == ({}, 0, 0.0)

@@ -1,0 +1,164 @@
+"""`/v1/chat/completions`, `/v1/completions` and `/v1/embeddings`: answered on their connection, whole or as a stream.
+
+The rules of a request are `jobs/requests.py`'s, and the same as in a batch line. That a client goes away is noticed
+while its answer is waited for, and its request is stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Body, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from ..jobs.embeddings import EmbeddingRequest
+from ..jobs.errors import UserError
+from ..jobs.estimates import asked_tokens
+from ..jobs.invalid import whole_text
+from ..jobs.records import CHAT, COMPLETIONS, EMBEDDINGS
+from ..jobs.requests import parse_body
+from .calls import Calls, Pending
+from .chunks import Chunks, error_event
+from .deps import TenantDep
+from .results import EVENTS
+
+router = APIRouter(tags=["online"])
+T = TypeVar("T")
+
+ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; a stream of events if `stream` is true.",
+        "content": {"application/json": {"schema": {"type": "object"}}, EVENTS: {"schema": {"type": "string"}}},
+    }
+}
+WHOLE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer.", "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+JsonBody = Annotated[dict[str, Any], Body(description="OpenAI's request, and vLLM's fields beyond it.")]
+CLIENT_GONE = 499  # nginx's status for an answer that nobody waits for; it goes to the log only.
+
+
+class ClientGone(Exception):
+    """The connection was closed before the answer was complete."""
+
+
+@router.post(CHAT, response_class=Response, responses=ANSWER)
+async def create_chat_completion(request: Request, body: JsonBody, tenant: TenantDep) -> Response:
+    """Answer a conversation now, ahead of all batches; with `stream` piece by piece."""
+    return await _serve(request, CHAT, body, tenant)
+
+
+@router.post(COMPLETIONS, response_class=Response, responses=ANSWER)
+async def create_completion(request: Request, body: JsonBody, tenant: TenantDep) -> Response:
+    """Complete a text, or several, now, ahead of all batches; with `stream` piece by piece."""
+    return await _serve(request, COMPLETIONS, body, tenant)
+
+
+@router.post(EMBEDDINGS, response_class=Response, responses=WHOLE)
+async def create_embeddings(request: Request, body: JsonBody, tenant: TenantDep) -> Response:
+    """Vectors for a text, or for several, now, ahead of all batches."""
+    return await _serve(request, EMBEDDINGS, body, tenant)
+
+
+async def _serve(request: Request, url: str, body: dict[str, Any], tenant: str) -> Response:
+    asked = parse_body(url, body)
+    tokens = math.ceil(asked_tokens(url, body))
+    chunks = None
+    if asked.stream and not isinstance(asked, EmbeddingRequest):
+        chunks = Chunks(url, asked)
+    return await answer_of(request, url, asked.model, body, tenant, tokens=tokens, chunks=chunks)
+
+
+async def answer_of(
+    request: Request,
+    url: str,
+    model: str,
+    body: dict[str, Any],
+    tenant: str,
+    *,
+    tokens: int = 0,
+    chunks: Chunks | None = None,
+) -> Response:
+    """What a worker of the model answers: whole, or as a stream of `chunks` from its first token on."""
+    calls: Calls = request.app.state.calls
+    pending = await calls.ask(url, _known_text(model), body, tenant=tenant, tokens=tokens)
+    try:
+        await while_there(request.receive, pending.wait())
+        if chunks is not None:
+            return EventStream(pending, chunks, calls)
+    except ClientGone:
+        return _ended(calls, pending, Response(status_code=CLIENT_GONE))
+    except BaseException:
+        calls.end(pending)
+        raise
+    assert pending.result is not None
+    return _ended(calls, pending, JSONResponse(pending.result[1]))
+
+
+class EventStream(Response):
+    """An answer that goes out as it comes."""
+
+    media_type = EVENTS
+
+    def __init__(self, pending: Pending, chunks: Chunks, calls: Calls) -> None:
+        # nginx would gather events otherwise.
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._pending, self._chunks, self._calls = pending, chunks, calls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_there(receive, self._send(send))
+        except ClientGone:
+            return
+        finally:
+            self._calls.end(self._pending)
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pending = self._pending
+        while True:
+            ended = pending.has_ended
+            events = self._chunks.events(pending.rows.take())
+            if ended:
+                events += self._chunks.end(pending.usage) if pending.error is None else error_event(pending.error)
+            await send({"type": "http.response.body", "body": events, "more_body": not ended})
+            if ended:
+                return
+            await pending.wait()
+
+
+async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` comes to, or ClientGone as soon as the client is; the work is cancelled then."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_until_gone(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _ended(calls: Calls, pending: Pending, response: Response) -> Response:
+    calls.end(pending)
+    return response
+
+
+def _known_text(model: str) -> str:
+    """A model's name, if it can be one."""
+    try:
+        return whole_text(model)
+    except ValueError as error:
+        raise UserError(f"Invalid value for 'model': {error}.", param="model", code="invalid_value") from error

@@ -1,0 +1,176 @@
+"""Online requests on their way to a worker, and answers on their way back: what of them lies in Redis.
+
+An online request lives only as long as the connection of its client, so nothing here is waited for until it is on disk.
+The API process that asks keeps the request, and asks again where a worker dies before it has said anything. A request
+is named by its id and the number of its try, so that what a worker says late is known as such.
+
+| key | what |
+|---|---|
+| `pressrun:live:{model}:line` | ids of a model's requests that wait for a worker |
+| `pressrun:live:{model}:bell` | what workers without work wait for |
+| `pressrun:live:{model}:request:{id}` | a hash: the `call`, and the `worker` that took it |
+| `pressrun:live:{model}:workers`, `:taking` | workers by their last sign of life: all, and those that take requests |
+| `pressrun:live:{model}:taken:{worker}` | what a worker took last, should the answer to it be lost |
+| `pressrun:live:{model}:stop:{worker}` | requests that a worker is to stop |
+| `pressrun:live:{api}:messages` | a stream of messages to an API process |
+| `pressrun:live:{api}:lives` | its sign of life |
+| `pressrun:live:models` | the models that were ever served |
+
+In keys the names of models and API processes stand in braces: what one script touches lies in one slot of a cluster.
+Knows nothing of engines or of HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from redis import Redis
+
+from .store import Store
+
+SILENCE_S = 1.5  # A worker that was not heard of for so long takes none, and is dead if that is seen twice.
+BEAT_S = 0.4
+API_TTL_S = 6.0
+MESSAGES_TTL_S = 30
+MODELS = "pressrun:live:models"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One online request, as it travels. `api` is the process that waits for its answer."""
+
+    id: str
+    attempt: int
+    api: str
+    url: str
+    model: str
+    body: dict[str, Any]
+
+    def dump(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def load(cls, raw: bytes) -> Call:
+        fields = json.loads(raw)
+        # An API process of a later version may say more.
+        return cls(**{name: fields[name] for name in fields if name in cls.__dataclass_fields__})
+
+
+class Live:
+    """Both ends of the road. Thread-safe; every method is one round trip, and may be done twice."""
+
+    def __init__(self, store: Store) -> None:
+        self.redis: Redis = store.redis
+        self.scripts = store.scripts
+
+    # The API's end
+
+    def live_on(self, api: str) -> None:
+        """Say that an API process lives, for the next `API_TTL_S` seconds."""
+        self.redis.set(api_key(api), 1, px=int(API_TTL_S * 1000))
+
+    def ask(self, call: Call, *, most_waiting: int, life_s: float) -> str:
+        """Put a request in line: 'ok', 'full', or 'away' where no worker takes any. A second try goes ahead."""
+        again = "1" if call.attempt > 1 else "0"
+        keys = [_key(call.model, name) for name in ("line", "bell", "taking")]
+        args: list[Any] = [call.id, call.dump(), most_waiting, SILENCE_S, int(life_s) + 1, again]
+        reply = self.scripts["live_ask"](keys=[*keys, _request_key(call.model, call.id)], args=args)
+        return str(reply.decode())
+
+    def was_served(self, model: str) -> bool:
+        """Whether a worker ever served the model."""
+        return bool(self.redis.sismember(MODELS, model))
+
+    def hang_up(self, call: Call) -> None:
+        """Nobody waits for the answer any more."""
+        keys = [_key(call.model, "line"), _request_key(call.model, call.id)]
+        self.scripts["live_hang_up"](keys=keys, args=[call.id, call.attempt, _key(call.model, "stop:")])
+
+    def stop(self, model: str, worker: str, name: str) -> None:
+        """Have a worker stop a request, named by id and try, that nobody waits for."""
+        key = _key(model, f"stop:{worker}")
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.rpush(key, name)
+        pipe.expire(key, 60)
+        pipe.execute()
+
+    def lost(self, model: str, ids: Sequence[str]) -> list[str]:
+        """Those of the requests that no living worker will answer."""
+        keys = [_key(model, "workers"), _key(model, "taking"), *(_request_key(model, one) for one in ids)]
+        flags = self.scripts["live_lost"](keys=keys, args=[SILENCE_S])
+        return [one for one, flag in zip(ids, flags, strict=True) if flag]
+
+    def forget(self, calls: Sequence[Call]) -> None:
+        """These have been answered."""
+        pipe = self.redis.pipeline(transaction=False)
+        for call in calls:
+            pipe.delete(_request_key(call.model, call.id))
+        pipe.execute()
+
+    # The worker's end
+
+    def open(self, model: str) -> None:
+        """Note that the model is served here; whoever asks for it later is told to wait, not that there is none."""
+        self.redis.sadd(MODELS, model)
+
+    def beat(self, model: str, worker: str, *, taking: bool) -> None:
+        """Say that a worker lives, and whether it takes requests."""
+        self.scripts["live_beat"](
+            keys=[_key(model, "workers"), _key(model, "taking")], args=[worker, "1" if taking else "0"]
+        )
+
+    def leave(self, model: str, worker: str) -> None:
+        """A worker has ended in order."""
+        for name in ("workers", "taking"):
+            self.redis.zrem(_key(model, name), worker)
+
+    def wait(self, model: str, worker: str, timeout_s: float, *, taking: bool) -> str | None:
+        """Wait for a request to stop, whose name is returned, or, if `taking`, for the bell of new ones."""
+        keys = [_key(model, f"stop:{worker}"), *([_key(model, "bell")] if taking else [])]
+        popped: Any = self.redis.blpop(keys, timeout=timeout_s)
+        if popped is None or popped[0].endswith(b":bell"):
+            return None
+        return str(popped[1].decode())
+
+    def take(self, model: str, worker: str, number: int, most: int) -> list[Call]:
+        """Take requests from the line. `number` is another for every taking, and the same where it is repeated."""
+        keys = [_key(model, "line"), _key(model, f"taken:{worker}")]
+        calls = self.scripts["live_take"](keys=keys, args=[worker, number, most, _request_key(model, "")])
+        return [Call.load(raw) for raw in calls]
+
+    def answer(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Leave a message for each of these API processes; whether each of them lives."""
+        pipe = self.redis.pipeline(transaction=False)
+        for api, message in messages:
+            self.scripts["live_answer"](
+                keys=[messages_key(api), api_key(api)], args=[message, MESSAGES_TTL_S], client=pipe
+            )
+        return [reply == 1 for reply in pipe.execute()]
+
+    def dead(self, apis: Sequence[str]) -> list[str]:
+        """Those of the API processes that have not said for `API_TTL_S` seconds that they live."""
+        pipe = self.redis.pipeline(transaction=False)
+        for api in apis:
+            pipe.exists(api_key(api))
+        return [api for api, lives in zip(apis, pipe.execute(), strict=True) if not lives]
+
+
+def messages_key(api: str) -> str:
+    """The stream that an API process reads."""
+    return f"pressrun:live:{{{api}}}:messages"
+
+
+def api_key(api: str) -> str:
+    """There while an API process lives."""
+    return f"pressrun:live:{{{api}}}:lives"
+
+
+def _key(model: str, name: str) -> str:
+    return f"pressrun:live:{{{model}}}:{name}"
+
+
+def _request_key(model: str, id: str) -> str:
+    return _key(model, f"request:{id}")
