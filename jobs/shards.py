@@ -30,7 +30,7 @@ from .records import (
     Shard,
     ShardCommit,
 )
-from .store import ACTIVE, CARE, Store, _text, batch_key
+from .store import ACTIVE, CARE, Store, _text, batch_key, parse_batch
 
 CommitReply = Literal["ok", "complete", "lost"]
 SealReply = Literal["ok", "last", "lost"]
@@ -171,20 +171,25 @@ class Shards:
 
         `winding_up` claims for filling in what never ran, whatever the batch's status.
         """
+        return self._claim(batch_id, shard, owner, lease_s, int(winding_up), "")  # type: ignore[return-value]
+
+    def claim_unless_suspect(
+        self, batch_id: str, shard: int, owner: str, lease_s: float, suspect_from: int
+    ) -> Claim | Literal["suspect"] | None:
+        """The same, but for a shard that was claimed in vain `suspect_from` times: that one stays as it is."""
+        return self._claim(batch_id, shard, owner, lease_s, 0, suspect_from)
+
+    def _claim(self, batch_id: str, shard: int, owner: str, *args: Any) -> Claim | Literal["suspect"] | None:
         keys = [
             *shard_keys(batch_id, "batch", "shards", "waiting", "queued", "leased", "owners", "attempts", "sealed"),
             *shard_keys(batch_id, f"spool:{shard}"),
         ]
-        args: list[Any] = [shard, owner, lease_s, int(winding_up)]
-        reply = self.scripts["claim"](keys=keys, args=args)
-        if reply is None:
-            return None
-        geometry, attempts, done, generation = reply
-        batch = self.store.batch(batch_id)
-        if batch.generation != int(generation):
-            return None  # It has ended and was opened again since: the claim is void, and the shard another one.
+        reply = self.scripts["claim"](keys=keys, args=[shard, owner, *args])
+        if not reply:
+            return None if reply is None else "suspect"
+        geometry, attempts, done, fields = reply
         return Claim(
-            batch=batch,
+            batch=parse_batch(dict(zip(fields[::2], fields[1::2], strict=True))),
             shard=parse_shard(shard, geometry),
             owner=owner,
             done=frozenset(int(index) for index in done),

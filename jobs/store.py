@@ -225,7 +225,7 @@ class Store:
         fields = self.redis.hgetall(batch_key(batch_id))
         if not fields:
             raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
-        return _batch(fields)
+        return parse_batch(fields)
 
     def batches(self, *, tenant: str = DEFAULT_TENANT, limit: int = 20, after: str | None = None) -> Page[Batch]:
         """A tenant's batches, newest first, beyond the batch `after`; native jobs are not listed."""
@@ -233,7 +233,7 @@ class Store:
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in ids[:limit]:
             pipe.hgetall(batch_key(batch_id))
-        return Page(items=[_batch(fields) for fields in pipe.execute() if fields], has_more=len(ids) > limit)
+        return Page(items=[parse_batch(fields) for fields in pipe.execute() if fields], has_more=len(ids) > limit)
 
     def active(self, kind: BatchKind) -> list[str]:
         """Ids of the batches or jobs that have not ended, nearest deadline first."""
@@ -453,7 +453,8 @@ def _batch_fields(batch: Batch) -> dict[Any, Any]:
     return fields
 
 
-def _batch(raw: Mapping[Any, Any]) -> Batch:
+def parse_batch(raw: Mapping[Any, Any]) -> Batch:
+    """A batch from its fields."""
     fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
     times = {name: int(value) for name, value in fields.items() if name.endswith("_at") and name != "expires_at"}
     times.pop("created_at")

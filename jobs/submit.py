@@ -17,7 +17,7 @@ from typing import Any
 from . import ids
 from .backend import Backend
 from .errors import BlobMissing, NotFound, UserError
-from .estimates import asked_tokens
+from .estimates import line_tokens
 from .invalid import invalid_type, whole_text
 from .packing import unpacked
 from .places import SCHEME, check_prefix, find_input
@@ -224,7 +224,7 @@ def create_job(
         counts=Counts(total=1),
         tenant=tenant,
     )
-    backend.quotas.open_job(tenant, job_id, request.model, math.ceil(asked_tokens(url, body)))
+    backend.quotas.open_job(tenant, job_id, request.model, math.ceil(line_tokens(url, body).asked))
     backend.job_blobs.put(job.input_blob, [line])
     if not backend.store.create_batch(job):
         return backend.store.batch(job_id)  # What its creator left undone, housekeeping does.

@@ -60,7 +60,6 @@ class Ledger:
     def enter(self, shard: RunningShard, result: LineResult) -> None:
         """Note a finished line; one of a shard that has been let go is dropped."""
         if shard.stage == "running":
-            shard.begun = True
             shard.finished.append(result)
             shard.num_left -= 1
             self._mark(shard)
@@ -148,6 +147,7 @@ class Ledger:
         replies = self._patiently(lambda: self._backend.shards.commit(commits))
         lost = []
         for shard, reply in zip(group, replies, strict=True):
+            shard.begun = shard.begun or bool(shard.finished)
             shard.finished.clear()
             if reply == "ok" and not shard.num_left:
                 # All that was to be run is stored, and yet lines are missing: only a portion was tried, or a crash of
