@@ -237,7 +237,7 @@ def give_up_on(backend: Backend, batch_id: str, shard: int) -> None:
 def _fill(
     backend: Backend, batch_id: str, shard: int, code: str, how_many: Callable[[Claim, Sequence[Line]], int]
 ) -> None:
-    claim = backend.shards.claim(batch_id, shard, owner_id(), backend.settings.lease_s, winding_up=True)
+    claim = backend.shards.claim(batch_id, shard, owner_id(), backend.settings.lease.hold, winding_up=True)
     if claim is None:
         return
     lines = requests_of(backend.blobs_of(claim.batch), claim.batch, claim.shard)

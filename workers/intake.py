@@ -27,7 +27,6 @@ from .shard import Ticket
 from .waker import Waker
 
 MOST_THREADS = 8
-TURN_SHARE = 1 / 8  # Of a lease, for which a suspect waits for its turn here, before it is others' to take.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +101,7 @@ class Intake:
 
     def _next_suspect(self) -> None:
         """Begin with the one that has waited for longest, and let go of those that have waited for too long."""
-        too_long = time.monotonic() - TURN_SHARE * self._backend.settings.lease_s
+        too_long = time.monotonic() - self._backend.settings.lease.turn
         with self._suspect_lock:
             while self._suspects and self._suspects[0][1] < too_long:
                 self._done.put(Taken(ticket=self._suspects.popleft()[0]))
@@ -127,13 +126,13 @@ class Intake:
 
     def _take(self, ticket: Ticket) -> Taken | None:
         """What becomes of a ticket; None: it waits for its turn."""
-        shards, settings, owner = self._backend.shards, self._backend.settings, owner_id()
-        most = suspect_from(settings.max_attempts)
-        found = self._patiently(lambda: shards.claim_unless_suspect(*ticket.key, owner, settings.lease_s, most))
+        shards, lease, owner = self._backend.shards, self._backend.settings.lease, owner_id()
+        most = suspect_from(self._backend.settings.max_attempts)
+        found = self._patiently(lambda: shards.claim_unless_suspect(*ticket.key, owner, lease.hold, most))
         if found != "suspect":
             claim = found
         elif self._is_its_turn(ticket):
-            claim = self._patiently(lambda: shards.claim(*ticket.key, owner, settings.lease_s))
+            claim = self._patiently(lambda: shards.claim(*ticket.key, owner, lease.hold))
         else:
             return None
         return Taken(ticket=ticket) if claim is None else self._prepare(ticket, claim)

@@ -133,7 +133,7 @@ def farm_on(redis: Redis, url: str, folder: Path, **changes: Any) -> Farm:
         model=MODEL,
         engine="echo",
         shard_lines=16,
-        lease_s=1.5,
+        lease_s=3,
     )
     return Farm(backend_on(settings, redis), folder)
 
