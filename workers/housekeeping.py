@@ -19,8 +19,9 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..jobs.backend import Backend
 from ..jobs.finish import end_batch, give_up_on, validate_batch, wind_up
+from ..jobs.interactive import enqueue_jobs
 from ..jobs.progress import progress_of
-from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_id
+from ..jobs.queue import forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
 from ..jobs.store import Look
@@ -116,7 +117,7 @@ class Housekeeper:
         for job_id, shards in zip(job_ids, self.backend.shards.feed(job_ids, 1), strict=True):
             if shards:
                 forget_shards(self.backend.redis, "job", job_id, shards)
-                enqueue_shards(self.backend.redis, "job", job_id, shards)
+                enqueue_jobs(self.backend.store, [(job_id, self.backend.store.batch(job_id).priority)])
 
     def _care_for_batches(self, look: Look) -> None:
         if not look.ids:

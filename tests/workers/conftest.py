@@ -90,8 +90,8 @@ class Farm:
         file = create_file(self.backend, filename="in.jsonl", purpose="batch", chunks=[raw])
         return create_batch(self.backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
 
-    def job(self, text: str) -> Batch:
-        return create_job(self.backend, url=CHAT, body=self.ask("x", text)["body"])
+    def job(self, text: str, priority: int = 0) -> Batch:
+        return create_job(self.backend, url=CHAT, body=self.ask("x", text)["body"], priority=priority)
 
     def until(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
         deadline = time.monotonic() + timeout_s
