@@ -243,6 +243,12 @@ class Shards:
         raw: dict[Any, Any] = self.redis.hgetall(key)
         return [(index, parse_segment(value)) for index, value in sorted((int(key), raw[key]) for key in raw)]
 
+    def segment(self, batch_id: str, shard: int) -> Segment | None:
+        """The segment of a sealed shard."""
+        (key,) = shard_keys(batch_id, "sealed")
+        raw = self.redis.hget(key, str(shard))
+        return parse_segment(raw) if raw else None  # type: ignore[arg-type]
+
     def geometry(self, batch_id: str) -> dict[int, Shard]:
         """All shards of a batch by their index."""
         (key,) = shard_keys(batch_id, "shards")
@@ -270,13 +276,14 @@ def parse_shard(index: int, geometry: bytes) -> Shard:
 
 def parse_segment(raw: bytes) -> Segment:
     """A segment from what is kept of it."""
-    output, error, *errors = raw.split(b":")
-    return Segment(output=int(output), error=int(error), errors=int(errors[0], 16) if errors else None)
+    # Earlier versions wrote fewer fields.
+    output, error, errors, writer, *_ = [*_text(raw).split(":"), "", ""]
+    return Segment(output=int(output), error=int(error), errors=int(errors, 16) if errors else None, writer=writer)
 
 
 def _segment_text(segment: Segment) -> str:
-    errors = "" if segment.errors is None else f":{segment.errors:x}"
-    return f"{segment.output}:{segment.error}{errors}"
+    errors = "" if segment.errors is None else f"{segment.errors:x}"
+    return f"{segment.output}:{segment.error}:{errors}:{segment.writer}"
 
 
 def _tended(status: bytes, closing: bytes, back: list[Any], spent: list[Any]) -> Tended:

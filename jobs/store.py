@@ -249,6 +249,10 @@ class Store:
         """Ids of the batches or jobs that have not ended, nearest deadline first."""
         return [_text(raw) for raw in self.redis.zrange(ACTIVE[kind], 0, -1)]
 
+    def is_active(self, batch_id: str) -> bool:
+        """Whether a batch or job has not ended, or has not been cleaned up since."""
+        return any(self.redis.zscore(key, batch_id) is not None for key in ACTIVE.values())
+
     def forget_active(self, batch_id: str) -> None:
         """An ended batch or job needs no more care."""
         for key in (*ACTIVE.values(), *CARE.values()):
@@ -460,7 +464,7 @@ def _file(raw: Mapping[Any, Any]) -> File:
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
     "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant", "event_id",
-    "input_url", "input_etag", "output_prefix", "delivery_error",
+    "input_url", "input_etag", "output_prefix", "delivery_error", "segment_writer",
 )  # fmt: skip
 _CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before", "delivery_error")  # Empty is none.
 # What a version before this one has not written is 0 or false.

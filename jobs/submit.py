@@ -271,7 +271,7 @@ def job_result(backend: Backend, job: Batch) -> dict[str, Any] | None:
         return None
     for part in ("output", "error"):
         try:
-            raw = b"".join(backend.job_blobs.open(job.segment_blob(0, part)))
+            raw = b"".join(backend.job_blobs.open(job.segment_blob(0, part, job.segment_writer)))
         except BlobMissing:
             continue
         result: dict[str, Any] = json.loads(raw)

@@ -20,6 +20,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from ..jobs.backend import Backend
 from ..jobs.finish import end_batch, give_up_on, validate_batch, wind_up
 from ..jobs.interactive import enqueue_jobs
+from ..jobs.leftovers import sweep_segments
 from ..jobs.progress import progress_of
 from ..jobs.queue import forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
@@ -92,6 +93,7 @@ class Housekeeper:
             self._later("uploads", _sweep_uploads)  # One may have thousands of parts.
         if self._is_due("broken", BROKEN_S):
             self._later("broken uploads", _sweep_broken_uploads)
+            self._later("segments", _sweep_segments)
         if self._is_due("webhooks", WEBHOOKS_S):
             self._deliverer.tick()
 
@@ -229,6 +231,10 @@ def _sweep_uploads(backend: Backend, _: str) -> None:
 
 def _sweep_broken_uploads(backend: Backend, _: str) -> None:
     sweep_broken_uploads(backend)
+
+
+def _sweep_segments(backend: Backend, _: str) -> None:
+    sweep_segments(backend)
 
 
 def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:
