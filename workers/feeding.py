@@ -107,7 +107,9 @@ class Feeder:
         """What was fed is charged for, and who has nothing left leaves the line."""
         if self._line is None or not batch_ids:
             return
-        standings = shares_within(self._line.candidates)
+        fed = set(batch_ids)
+        flows = {candidate.flow for candidate in self._line.candidates if candidate.id in fed}
+        standings = shares_within(candidate for candidate in self._line.candidates if candidate.flow in flows)
         starts = {batch_id: standings[batch_id].had for batch_id in batch_ids}
         self._backend.lineup.note(progress_of(self._backend.store, batch_ids), starts)
         self._backend.store.look_at(*batch_ids)
