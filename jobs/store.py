@@ -283,6 +283,10 @@ class Store:
         """Batches of which shards were fed and may be queued still."""
         return [_text(raw) for raw in self.redis.zrange(FED, 0, -1)]
 
+    def fed_within(self, seconds: float) -> list[str]:
+        """Those that were fed so lately."""
+        return [_text(raw) for raw in self.redis.zrangebyscore(FED, int(self._now() - seconds), "+inf")]
+
     def end_feeding(self, batch_ids: Iterable[str], after_s: float) -> None:
         """Forget that batches were fed of which nothing is queued now, if they were not within `after_s`."""
         ids = list(batch_ids)

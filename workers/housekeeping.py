@@ -186,11 +186,11 @@ class Housekeeper:
             self._fed |= batch_ids
 
     def _watched(self) -> list[str]:
-        """The batches that were fed; who fed them may have died before asking for a look at them."""
-        ids = self.backend.store.fed()
+        """The batches that were fed. Who fed them lately may have died before it asked for a look at them."""
+        ids, lately = self.backend.store.fed(), self.backend.store.fed_within(2 * self._lease.sweep)
         self._fed = set(ids)
-        if ids:
-            self.backend.store.look_at(*ids)
+        if lately:
+            self.backend.store.look_at(*lately)
         return ids
 
     def _later(self, batch_id: str, task: Task) -> None:
