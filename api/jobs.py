@@ -5,17 +5,21 @@ A job is a batch of one line underneath; this module shows it as a request and i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Response
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, StrictInt
 
 from ..jobs import ids, submit
 from ..jobs.backend import Backend
 from ..jobs.records import ENDED, Batch
 from .deps import BackendDep, TenantDep
 from .once import OnceDep
-from .schemas import JobError, JobObject, JobResponse, JobStatus
+from .schemas import JobError, JobExtension, JobObject, JobResponse, JobStatus
+from .waiting import Waiting
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -23,6 +27,16 @@ UNANSWERED = {
     "cancelled": JobError(code="job_cancelled", message="The job was cancelled."),
     "expired": JobError(code="job_expired", message="The job expired before it had run."),
 }
+
+
+class JobOptions(BaseModel):
+    """What a new job may ask for beyond its request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    priority: StrictInt = Field(
+        default=0, ge=-100, le=100, description="From -100 to 100. Jobs of a higher priority are taken first."
+    )
 
 
 class JobCreate(BaseModel):
@@ -35,23 +49,28 @@ class JobCreate(BaseModel):
         description="`/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`. May be called `endpoint`.",
     )
     body: Any = Field(description="The body that would be sent to `url`.", json_schema_extra={"type": "object"})
+    pressrun: JobOptions = JobOptions()
 
 
 @router.post("", status_code=202)
-def create_job(
-    request: JobCreate, response: Response, backend: BackendDep, tenant: TenantDep, once: OnceDep
+async def create_job(
+    asked: JobCreate, request: Request, response: Response, backend: BackendDep, tenant: TenantDep, once: OnceDep
 ) -> JobObject:
     """Queue one request, ahead of all batches. It is checked now, and runs soon; `GET` it until its status says so."""
-    job = once(
-        request,
-        new_id=ids.job_id,
-        find=lambda job_id: submit.find_job(backend, job_id, tenant),
-        create=lambda job_id: submit.create_job(
-            backend, url=request.url, body=request.body, tenant=tenant, job_id=job_id
-        ),
-    )
+
+    def create(job_id: str) -> Batch:
+        priority = asked.pressrun.priority
+        return submit.create_job(
+            backend, url=asked.url, body=asked.body, tenant=tenant, priority=priority, job_id=job_id
+        )
+
+    def made() -> JobObject:
+        find = partial(submit.find_job, backend, tenant=tenant)
+        return _shown(backend, once(asked, new_id=ids.job_id, find=find, create=create))
+
+    job = await _durably(request, made)
     response.headers["Location"] = f"{router.prefix}/{job.id}"
-    return _shown(backend, job)
+    return job
 
 
 @router.get("/{job_id}")
@@ -61,10 +80,22 @@ def retrieve_job(job_id: str, backend: BackendDep, tenant: TenantDep) -> JobObje
 
 
 @router.delete("/{job_id}")
-def cancel_job(job_id: str, backend: BackendDep, tenant: TenantDep) -> JobObject:
+async def cancel_job(job_id: str, request: Request, backend: BackendDep, tenant: TenantDep) -> JobObject:
     """Cancel a job; what it has produced so far is dropped."""
-    job = submit.find_job(backend, job_id, tenant)
-    return _shown(backend, backend.store.cancel(job.id))
+
+    def cancelled() -> JobObject:
+        job = submit.find_job(backend, job_id, tenant)
+        return _shown(backend, backend.store.cancel(job.id))
+
+    return await _durably(request, cancelled)
+
+
+async def _durably(request: Request, change: Callable[[], JobObject]) -> JobObject:
+    """What came of a change, once it is on disk. One wait serves all who came before it began, and takes no thread."""
+    job = await to_thread.run_sync(change)
+    waiting: Waiting = request.app.state.waiting
+    await waiting.durable()
+    return job
 
 
 def _shown(backend: Backend, job: Batch) -> JobObject:
@@ -81,6 +112,7 @@ def _shown(backend: Backend, job: Batch) -> JobObject:
         finished_at=job.times.get(f"{job.status}_at") if job.status in ENDED else None,
         response=response,
         error=UNANSWERED.get(status) or _error(line),
+        pressrun=JobExtension(priority=job.priority),
     )
 
 

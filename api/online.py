@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
-from ..jobs.estimates import asked_tokens
+from ..jobs.estimates import line_tokens
 from ..jobs.invalid import whole_text
 from ..jobs.records import CHAT, COMPLETIONS, EMBEDDINGS
 from ..jobs.requests import parse_body
@@ -66,7 +66,7 @@ async def create_embeddings(request: Request, body: JsonBody, tenant: TenantDep)
 
 async def _serve(request: Request, url: str, body: dict[str, Any], tenant: str) -> Response:
     asked = parse_body(url, body)
-    tokens = math.ceil(asked_tokens(url, body))
+    tokens = math.ceil(line_tokens(url, body).asked)
     chunks = None
     if asked.stream and not isinstance(asked, EmbeddingRequest):
         chunks = Chunks(url, asked)

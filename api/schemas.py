@@ -375,6 +375,12 @@ class JobError(BaseModel):
     param: str | None = None
 
 
+class JobExtension(BaseModel):
+    """What Pressrun knows of a job beyond its request and its answer."""
+
+    priority: int
+
+
 class JobObject(Identified):
     """One request on its way.
 
@@ -390,6 +396,7 @@ class JobObject(Identified):
     finished_at: int | None
     response: JobResponse | None
     error: JobError | None
+    pressrun: JobExtension
 
 
 class Health(BaseModel):

@@ -1,4 +1,4 @@
-"""Waiting for results without a thread for each who waits: one question to Redis on behalf of all.
+"""Waiting, for results and for the disk, without a thread for each who waits: one question to Redis on behalf of all.
 
 Threads are few, and every other route needs them; so whoever waits is a coroutine, and one thread at a time asks for
 all of them. Used from the event loop only.
@@ -53,6 +53,10 @@ class Waiting:
             self._waiters.pop(waiter, None)
         return True
 
+    async def durable(self) -> None:
+        """Wait until Redis has on disk all that was written so far. Raises what Redis does, or StoreUnavailable."""
+        await self._synced()
+
     async def close(self) -> None:
         """Let nothing go on."""
         for task in (self._looking, self._next_sync):
@@ -79,8 +83,9 @@ class Waiting:
             self._looking = None
 
     async def _synced(self) -> str:
-        """Wait until Redis has on disk all that was read so far; the run of the server that has. One wait serves all
-        who came before it began.
+        """Wait until Redis has on disk all that was read or written so far; the run of the server that has.
+
+        One wait serves all who came before it began.
         """
         if self._next_sync is None:
             self._next_sync = asyncio.create_task(self._sync())

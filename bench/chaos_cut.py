@@ -1,6 +1,7 @@
 """A TCP proxy that can be cut: connections are reset, half-closed, or left open with nothing passing.
 
-One stands between each worker and Redis, so that a network fails for one of them while the others go on.
+One stands between each worker and Redis, so that a network fails for one of them while the others go on; one between
+the API and Redis, one before the API, and one before S3.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Cut:
                 end.close()
 
     def half_close(self) -> None:
-        """What the worker sends still arrives; the answers do not."""
+        """What is sent still arrives; the answers do not."""
         for near, _ in self._take_all():
             with contextlib.suppress(OSError):
                 near.shutdown(socket.SHUT_WR)

@@ -10,12 +10,13 @@ import random
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
 from redis.exceptions import RedisError
 
+from pressrun.bench.chaos_cut import Cut
 from pressrun.bench.chaos_service import Kept, Service
 
 FILLER_BYTES = 2**16
@@ -46,12 +47,10 @@ class Faults:
             "engine stopped": self._pause_engine,
             "API stopped": lambda: self._pause(service.api, self._short()),
             "Valkey stopped": lambda: self._pause(service.valkey, self._short()),
-            "connections to Valkey reset": self._reset,
-            "connections to Valkey half-closed": self._half_close,
-            "network hangs for less than the lease": lambda: self._hang(self._short()),
-            "network hangs for more than the lease": lambda: self._hang(self._long()),
             "Valkey's memory full": self._fill_memory,
         }
+        for name, cuts in service.networks.items():
+            self._kinds |= self._cut_off(name, cuts)
         if service.has_small_disk:
             self._kinds["Valkey's disk full"] = self._fill_valkeys_disk
         if service.s3 is not None:
@@ -108,16 +107,20 @@ class Faults:
             engines[0].resume()
         return True
 
-    def _reset(self) -> bool:
-        self._chance.choice(self._service.cuts).reset()
-        return True
+    def _cut_off(self, name: str, cuts: Sequence[Cut]) -> dict[str, Callable[[], bool]]:
+        """What may happen to one of the networks that lead to `name`."""
 
-    def _half_close(self) -> bool:
-        self._chance.choice(self._service.cuts).half_close()
-        return True
+        def one() -> Cut:
+            return self._chance.choice(cuts)
 
-    def _hang(self, seconds: float) -> bool:
-        cut = self._chance.choice(self._service.cuts)
+        return {
+            f"connections to {name} reset": lambda: _done(one().reset),
+            f"connections to {name} half-closed": lambda: _done(one().half_close),
+            f"network to {name} hangs for less than the lease": lambda: self._hang(one(), self._short()),
+            f"network to {name} hangs for more than the lease": lambda: self._hang(one(), self._long()),
+        }
+
+    def _hang(self, cut: Cut, seconds: float) -> bool:
         cut.hang()
         time.sleep(seconds)
         cut.heal()
@@ -157,3 +160,9 @@ class Faults:
             time.sleep(self._short())
             process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         return True
+
+
+def _done(action: Callable[[], None]) -> bool:
+    """A fault that always finds somebody to hit."""
+    action()
+    return True

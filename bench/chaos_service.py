@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -84,7 +85,9 @@ class Kept:
 
 
 class Service:
-    """Everything, kept running by a thread. `redis` and `client` reach it directly, beside the cuts."""
+    """Everything, kept running by a thread. `redis` reaches Valkey directly; all else goes through `networks`, by what
+    they lead to.
+    """
 
     def __init__(
         self, folder: Path, *, lease_s: float, num_workers: int, pace: tuple[float, int], s3: bool, small_disk: bool
@@ -105,23 +108,26 @@ class Service:
         }
         if s3:
             (folder / "s3").mkdir()
+            s3_cut = Cut(int(endpoint.rpartition(":")[2]))
             common |= ENVIRON | {
                 "PRESSRUN_BLOB_URL": f"s3://{ENVIRON['S3_BUCKET']}/chaos",
-                "AWS_ENDPOINT_URL_S3": endpoint,
+                "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3_cut.port}",
                 "AWS_REGION": "us-east-1",
             }
         self.valkey = self._keep("valkey", _valkey(folder, redis_port), {})
         self.s3 = self._keep("s3", weed, ENVIRON) if s3 else None
-        direct = {"PRESSRUN_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0"}
-        self.api = self._keep("api", [sys.executable, "-P", "-m", "pressrun.cli", "api"], common | direct)
-        self.cuts = [Cut(redis_port) for _ in range(num_workers)]
+        cuts = [Cut(redis_port) for _ in range(num_workers + 1)]
+        redis_urls = [{"PRESSRUN_REDIS_URL": f"redis://127.0.0.1:{cut.port}/0"} for cut in cuts]
+        api = [sys.executable, "-P", "-m", "pressrun.cli", "api"]
+        self.api = self._keep("api", api, common | redis_urls.pop())
+        api_cut = Cut(api_port)
+        self.networks: dict[str, list[Cut]] = {"Valkey": cuts, "the API": [api_cut]} | ({"S3": [s3_cut]} if s3 else {})
         paced = [sys.executable, "-P", "-m", "pressrun.bench.chaos_worker", *map(str, pace)]
-        self.workers = [
-            self._keep(f"worker-{i}", paced, common | {"PRESSRUN_REDIS_URL": f"redis://127.0.0.1:{cut.port}/0"})
-            for i, cut in enumerate(self.cuts)
-        ]
+        self.workers = [self._keep(f"worker-{i}", paced, common | redis_url) for i, redis_url in enumerate(redis_urls)]
         self.redis = Redis(port=redis_port, socket_timeout=5)
-        self.client = OpenAI(base_url=f"http://127.0.0.1:{api_port}/v1", api_key="unused", max_retries=0, timeout=20)
+        self.client = OpenAI(
+            base_url=f"http://127.0.0.1:{api_cut.port}/v1", api_key="unused", max_retries=0, timeout=20
+        )
         self._closing = threading.Event()
         self._keeper = threading.Thread(target=self._keep_all)
 
@@ -152,7 +158,7 @@ class Service:
         for part in reversed(self.parts):
             part.send(signal.SIGCONT)
             part.close()
-        for cut in self.cuts:
+        for cut in chain(*self.networks.values()):
             cut.close()
         if self._mounted:
             subprocess.run(["umount", str(self.disk)], check=True)

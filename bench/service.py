@@ -2,7 +2,8 @@
 
 A stand-in engine answers every line at once with its prompt, so what is measured is the API, Valkey, RQ, the worker and
 the blob store. Every round uploads a file of chat lines, creates a batch of it with the `openai` SDK and waits for the
-output; every custom_id must come back once, in order. Prints a table, then one JSON line.
+output; every custom_id must come back once, in order. What processors spent on a line is told beside the time on the
+clock, because it is much the same on a machine that others use too. Prints a table, then one JSON line.
 
 usage: python bench/service.py [--lines 10000 --more-lines 1000000]
 """
@@ -30,7 +31,7 @@ START_TIMEOUT_S = 60.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """One batch. Memory is the peak in MiB until its end: of the API process and of the worker's processes what was
-    resident, of Valkey what it had in use.
+    resident, of Valkey what it had in use. Microseconds of processors that a line took are those of all three together.
     """
 
     lines: int
@@ -39,6 +40,7 @@ class Round:
     api_mib: float
     worker_mib: float
     valkey_mib: float
+    cpu_us: float
 
     @property
     def lines_per_s(self) -> float:
@@ -66,6 +68,8 @@ def main() -> None:
                 "lines": small.lines,
                 "lines_per_s": round(small.lines_per_s, 1),
                 "lines_per_s_large": round(large.lines_per_s, 1),
+                "cpu_us_a_line": round(small.cpu_us, 1),
+                "cpu_us_a_line_large": round(large.cpu_us, 1),
                 "api_memory_ratio": round(large.api_mib / small.api_mib, 3),
                 "worker_memory_ratio": round(large.worker_mib / small.worker_mib, 3),
                 "valkey_memory_ratio": round(large.valkey_mib / small.valkey_mib, 3),
@@ -78,7 +82,9 @@ def main() -> None:
 def run_round(service: Service, lines: int, folder: Path) -> Round:
     path = folder / f"in-{lines}.jsonl"
     write_input(path, lines)
+    spent_s = cpu_seconds(service.pid)
     run = run_batch(service.client, path, "/v1/chat/completions")
+    spent_s = cpu_seconds(service.pid) - spent_s
     check_output(service.client, run.output_file_id, lines)
     memory = peak_memory(service.pid)
     return Round(
@@ -88,6 +94,7 @@ def run_round(service: Service, lines: int, folder: Path) -> Round:
         api_mib=memory["api"],
         worker_mib=memory["worker"],
         valkey_mib=valkey_peak_mib(folder),
+        cpu_us=spent_s / lines * 1e6,
     )
 
 
@@ -121,6 +128,13 @@ def peak_memory(pid: int) -> dict[str, float]:
     return totals
 
 
+def cpu_seconds(pid: int) -> float:
+    """What all that `pressrun up` started has spent so far, itself among them."""
+    started = psutil.Process(pid)
+    times = [process.cpu_times() for process in (started, *started.children(recursive=True))]
+    return float(sum(spent.user + spent.system for spent in times))
+
+
 def peak_resident_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
@@ -132,12 +146,12 @@ def valkey_peak_mib(data_dir: Path) -> float:
 
 
 def print_table(rounds: list[Round]) -> None:
-    heads = ("lines", "upload s", "batch s", "lines/s", "API MiB")
+    heads = ("lines", "upload s", "batch s", "lines/s", "CPU us", "API MiB")
     print(*(f"{head:>9}" for head in heads), f"{'worker MiB':>11} {'Valkey MiB':>11}")
     for r in rounds:
         print(
-            f"{r.lines:>9} {r.upload_s:>9.2f} {r.batch_s:>9.2f} {r.lines_per_s:>9.0f} {r.api_mib:>9.1f} "
-            f"{r.worker_mib:>11.1f} {r.valkey_mib:>11.1f}"
+            f"{r.lines:>9} {r.upload_s:>9.2f} {r.batch_s:>9.2f} {r.lines_per_s:>9.0f} {r.cpu_us:>9.0f} "
+            f"{r.api_mib:>9.1f} {r.worker_mib:>11.1f} {r.valkey_mib:>11.1f}"
         )
 
 

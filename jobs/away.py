@@ -5,13 +5,21 @@ Knows nothing of how to wait, nor for how long.
 
 from __future__ import annotations
 
-from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .errors import BlobsUnavailable
 
-# Down, unreachable, loading its data, full, or a replica that has not been made the primary yet.
+# Down, unreachable, loading its data, full, a replica that has not been made the primary yet; or started anew between a
+# call that gave it a script and the next, so that it has to be given it again.
 PASSING: tuple[type[Exception], ...] = (
     RedisConnectionError,
     RedisTimeoutError,
@@ -19,6 +27,7 @@ PASSING: tuple[type[Exception], ...] = (
     MasterDownError,
     ClusterDownError,
     OutOfMemoryError,
+    NoScriptError,
     BlobsUnavailable,
 )
 # What redis-py has no class for: a disk that takes no writes, too few replicas, a script that takes its time.

@@ -7,6 +7,7 @@ than the line allows. What a body gets wrong is not judged here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .arranging import prompt_bytes
@@ -19,18 +20,24 @@ COMPLETION_TOKENS = 16  # OpenAI's default for completions.
 MAX_TOKENS = 2**31 - 1  # No line is allowed more.
 
 
-def line_tokens(endpoint: str, body: Mapping[str, Any], answer_tokens: float = DEFAULT_ANSWER_TOKENS) -> float:
-    """Tokens of prompt and answers. `answer_tokens` is how long answers are, as far as is known."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineTokens:
+    """Tokens of a line's prompt and answers: as many as are expected, and as many as it allows, which limits count."""
+
+    expected: float
+    asked: float
+
+
+def line_tokens(endpoint: str, body: Mapping[str, Any], answer_tokens: float = DEFAULT_ANSWER_TOKENS) -> LineTokens:
+    """An estimate for one line. `answer_tokens` is how long answers are, as far as is known."""
     if endpoint == EMBEDDINGS:
-        return _prompt_tokens({"prompt": body.get("input")})
-    limit = _limit(endpoint, body)
+        inputs = _prompt_tokens({"prompt": body.get("input")})
+        return LineTokens(expected=inputs, asked=inputs)
+    prompt, limit = _prompt_tokens(body), _limit(endpoint, body)
+    num_answers = min(_count(body.get("n")) or 1, MAX_CHOICES) * _num_prompts(body)
     answer = answer_tokens if limit is None else min(limit, answer_tokens)
-    return _prompt_tokens(body) + min(_count(body.get("n")) or 1, MAX_CHOICES) * answer * _num_prompts(body)
-
-
-def asked_tokens(endpoint: str, body: Mapping[str, Any]) -> float:
-    """Tokens of prompt and answers if these are as long as the line allows, which limits count."""
-    return line_tokens(endpoint, body, DEFAULT_ANSWER_TOKENS if _limit(endpoint, body) is None else float(MAX_TOKENS))
+    longest = DEFAULT_ANSWER_TOKENS if limit is None else min(limit, MAX_TOKENS)
+    return LineTokens(expected=prompt + num_answers * answer, asked=prompt + num_answers * longest)
 
 
 def _limit(endpoint: str, body: Mapping[str, Any]) -> int | None:

@@ -1,7 +1,8 @@
 """From committed lines to the batch's files: sealing shards, filling in what never ran, joining, ending.
 
-Every step may be done twice and gives the same: segments and files have fixed names and contents, and the moves
-between them are single scripts. One process at a time ends a given batch (`batch_lock`). Knows nothing of RQ.
+Every step may be done twice and gives the same: a segment is its writer's alone, files have fixed names and contents,
+and the moves between them are single scripts. One process at a time ends a given batch (`batch_lock`). Knows nothing of
+RQ.
 """
 
 from __future__ import annotations
@@ -201,10 +202,25 @@ def seal_shard(backend: Backend, claim: Claim) -> None:
             for index, code, data in lines
             if (code == "s") == (part == "output")
         ]
-        sizes[part] = blobs.put(batch.segment_blob(shard.index, part), wanted) if wanted else 0
-    segment = Segment(**sizes, errors=_error_bits(code for _, code, _ in lines) if all(sizes.values()) else None)
-    if backend.shards.seal(claim, segment) == "last":
+        sizes[part] = blobs.put(batch.segment_blob(shard.index, part, claim.owner), wanted) if wanted else 0
+    errors = _error_bits(code for _, code, _ in lines) if all(sizes.values()) else None
+    reply = backend.shards.seal(claim, Segment(**sizes, errors=errors, writer=claim.owner))
+    if reply == "last":
         end_batch(backend, batch.id)
+    elif reply == "lost":
+        _discard_segment(backend, claim)
+
+
+def _discard_segment(backend: Backend, claim: Claim) -> None:
+    """Delete what was written under a claim that is lost, unless it was sealed before and only the answer was lost.
+
+    A job's goes by itself, and may be the job's answer.
+    """
+    batch, shard = claim.batch, claim.shard.index
+    sealed = backend.shards.segment(batch.id, shard)
+    if batch.kind == "batch" and (sealed is None or sealed.writer != claim.owner):
+        backend.blobs.delete(batch.segment_blob(shard, "output", claim.owner))
+        backend.blobs.delete(batch.segment_blob(shard, "error", claim.owner))
 
 
 def _error_bits(codes: Iterable[str]) -> int:
@@ -238,7 +254,7 @@ def give_up_on(backend: Backend, batch_id: str, shard: int) -> None:
 def _fill(
     backend: Backend, batch_id: str, shard: int, code: str, how_many: Callable[[Claim, Sequence[Line]], int]
 ) -> None:
-    claim = backend.shards.claim(batch_id, shard, owner_id(), backend.settings.lease_s, winding_up=True)
+    claim = backend.shards.claim(batch_id, shard, owner_id(), backend.settings.lease.hold, winding_up=True)
     if claim is None:
         return
     lines = requests_of(backend.blobs_of(claim.batch), claim.batch, claim.shard)
@@ -284,7 +300,8 @@ def _end(backend: Backend, batch_id: str, lock: Lock) -> None:
         segments = backend.shards.segments(batch_id)
         if not batch.num_shards or len(segments) < batch.num_shards:
             return
-        files = {} if batch.kind == "job" else publish(backend, batch, segments, lock)
+        is_job = batch.kind == "job"
+        files = {"segment_writer": segments[0][1].writer} if is_job else publish(backend, batch, segments, lock)
         backend.store.move(batch_id, FINAL[batch.closing], generation=batch.generation, **files)
     _clean(backend, backend.store.batch(batch_id))
 
@@ -300,7 +317,7 @@ def _clean(backend: Backend, batch: Batch) -> None:
         backend.job_blobs.delete(batch.input_blob)
         backend.redis.expire(batch_key(batch.id), backend.settings.job_ttl_s)
         for part in ("output", "error"):
-            backend.job_blobs.keep(batch.segment_blob(0, part), backend.settings.job_ttl_s)
+            backend.job_blobs.keep(batch.segment_blob(0, part, batch.segment_writer), backend.settings.job_ttl_s)
     else:
         # If a crash of Redis took the end back, the batch would be ended again, from segments that are gone.
         backend.store.make_durable()

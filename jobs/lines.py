@@ -5,12 +5,12 @@ Knows the shape of a line, and nothing of what its body asks for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .ids import passing_id
+from .json_text import read, written
 from .records import Batch, Line, LineError, LineResult, Shard, Usage
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _read_arranged(chunks: Iterable[bytes], *, longest: int) -> Iterator[Line]:
 
 
 def _line(index: int, raw: bytes) -> Line:
-    fields = json.loads(raw)
+    fields = read(raw)
     return Line(
         index=index,
         custom_id=fields["custom_id"],
@@ -114,8 +114,4 @@ def never_ran(line: Line, code: str) -> LineResult:
 
 
 def _output(line: Line, response: dict[str, Any] | None, error: dict[str, str] | None) -> bytes:
-    fields = {"id": passing_id("batch_req_"), "custom_id": line.custom_id, "response": response, "error": error}
-    try:
-        return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:  # A lone surrogate: JSON can say it, UTF-8 cannot.
-        return json.dumps(fields, separators=(",", ":")).encode()
+    return written({"id": passing_id("batch_req_"), "custom_id": line.custom_id, "response": response, "error": error})

@@ -43,6 +43,16 @@ class Line:
         return Forecast(self.candidates, self.ledgers, rate=self.rate, now=self.read_at, ahead=self.ahead)
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A row of the line, as it lies in Redis with its bill, and what it says."""
+
+    row: bytes
+    bill: bytes | None
+    candidate: Candidate
+    tokens_out: float
+
+
 class Lineup:
     """Thread-safe."""
 
@@ -53,6 +63,7 @@ class Lineup:
         self._line: Line | None = None
         self._forecast: Forecast | None = None
         self._read_again_at = 0.0
+        self._entries: dict[bytes, _Entry] = {}
 
     def note(self, batches: Iterable[Progress], starts: Mapping[str, float] | None = None) -> None:
         """Put batches into the line or take them out, as they stand, and charge what they owe."""
@@ -139,10 +150,10 @@ class Lineup:
         for key in (READY, BILLS, TIMES, FLOORS):
             pipe.hgetall(key)
         ready, bills, times, floors = pipe.execute()
-        rows = [(_text(key), *_text(value).split(" ", 6)) for key, value in ready.items()]
+        self._entries = {key: self._entry(key, value, bills.get(key)) for key, value in ready.items()}
         speed = self._store.speed()
         return Line(
-            candidates=tuple(_candidate(row, bills.get(row[0].encode())) for row in rows),
+            candidates=tuple(entry.candidate for entry in self._entries.values()),
             ledgers=Ledgers(
                 times={_flow(_text(key)): float(value) for key, value in times.items()},
                 floors={int(key): float(value) for key, value in floors.items()},
@@ -150,9 +161,17 @@ class Lineup:
             ),
             rate=speed.tokens_per_s,
             num_workers=speed.num_workers,
-            ahead=sum(float(row[6]) for row in rows),
+            ahead=sum(entry.tokens_out for entry in self._entries.values()),
             read_at=time.time(),
         )
+
+    def _entry(self, key: bytes, row: bytes, bill: bytes | None) -> _Entry:
+        """What a row says. Most say what they did before, and thousands are not taken apart at every look."""
+        before = self._entries.get(key)
+        if before is not None and (before.row, before.bill) == (row, bill):
+            return before
+        fields = (_text(key), *_text(row).split(" ", 6))
+        return _Entry(row, bill, _candidate(fields, bill), float(fields[6]))
 
 
 def tenant_weights(store: Store) -> Mapping[str, float]:

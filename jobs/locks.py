@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
@@ -14,13 +15,13 @@ from .backend import Backend
 from .store import batch_key
 
 T = TypeVar("T")
-RENEW_S = 1.0
+LONGEST_RENEWAL_S = 1.0
 
 
 @contextmanager
 def batch_lock(backend: Backend, batch_id: str) -> Iterator[Lock | None]:
     """The right to validate or end a batch, for as long as it is renewed; None where another process has it."""
-    lock = backend.redis.lock(f"{batch_key(batch_id)}:lock", timeout=backend.settings.lease_s, blocking=False)
+    lock = backend.redis.lock(f"{batch_key(batch_id)}:lock", timeout=backend.settings.lease.ending, blocking=False)
     if not lock.acquire():
         yield None
         return
@@ -48,10 +49,11 @@ def while_locked(items: Iterable[T], lock: Lock) -> Iterator[T]:
 def renewing(lock: Lock) -> Callable[[], None]:
     """Keeps the lock, if it is called often."""
     renewed = monotonic()
+    interval_s = min(LONGEST_RENEWAL_S, (lock.timeout or math.inf) / 5)
 
     def keep() -> None:
         nonlocal renewed
-        if monotonic() - renewed > RENEW_S:
+        if monotonic() - renewed > interval_s:
             renew(lock)
             renewed = monotonic()
 

@@ -114,7 +114,7 @@ class _Class:
         standings = shares_within(candidates)
         self._weight = ledgers.weight
         self._pressing = deque(standings[due.id] for due in pressing(candidates, rate, now))
-        self._times = {candidate.flow: ledgers.start(candidate.flow) for candidate in candidates}
+        self._times = {flow: ledgers.start(flow) for flow in {candidate.flow for candidate in candidates}}
         self._batches: dict[Flow, list[tuple[tuple[float, int, str], _Standing]]] = defaultdict(list)
         for standing in standings.values():
             self._batches[standing.candidate.flow].append((standing.key(), standing))
@@ -165,6 +165,7 @@ class _Class:
 
 def shares_within(candidates: Iterable[Candidate]) -> dict[str, _Standing]:
     """How batches stand within their tenants: one that is new starts level with the one that had least."""
+    candidates = list(candidates)
     known = [(candidate.flow, candidate.had) for candidate in candidates if candidate.had is not None]
     least: dict[Flow, float] = {}
     for flow, had in known:

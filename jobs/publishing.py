@@ -35,7 +35,7 @@ def publish(backend: Backend, batch: Batch, segments: Segments, lock: Lock) -> d
     reserved: dict[Part, str] = {"output": batch.reserved_output_id, "error": batch.reserved_error_id}
     files = {}
     for part, file_id in reserved.items():
-        pieces = [(batch.segment_blob(shard, part), getattr(sizes, part)) for shard, sizes in segments]
+        pieces = [(batch.segment_blob(shard, part, found.writer), getattr(found, part)) for shard, found in segments]
         pieces = [(key, size) for key, size in pieces if size]
         if pieces:
             if batch.arranged:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from redis import Redis
+from redis.client import Pipeline
 from rq import Queue
 from rq.executions import Execution
 from rq.job import Job
@@ -38,8 +39,8 @@ def enqueue_shards(redis: Redis, kind: BatchKind, batch_id: str, shards: Iterabl
     enqueue(redis, kind, [(batch_id, shard) for shard in shards])
 
 
-def enqueue(redis: Redis, kind: BatchKind, shards: Iterable[tuple[str, int]]) -> None:
-    """Queue shards, as (batch, shard), for the workers, in order, in one round trip."""
+def enqueue(redis: Redis, kind: BatchKind, shards: Iterable[tuple[str, int]], pipe: Pipeline | None = None) -> None:
+    """Queue shards, as (batch, shard), for the workers, in order, in one round trip, or when `pipe` is executed."""
     queue = rq_queue(redis, QUEUE_OF[kind])
     queue.enqueue_many(
         [
@@ -53,7 +54,8 @@ def enqueue(redis: Redis, kind: BatchKind, shards: Iterable[tuple[str, int]]) ->
                 description=f"{batch_id} shard {shard}",
             )
             for batch_id, shard in shards
-        ]
+        ],
+        pipeline=pipe,
     )
 
 

@@ -121,7 +121,8 @@ class Batch:
     expire `output_ttl_s` after they are made; None: never. `event_id` names the event of its end. Where it is made
     of an object in S3, `input_url` and `input_etag` say which, and `input_file_id` is the file that becomes of it;
     `output_prefix` is where its results are wanted too, and `delivery_error` why they are not there. `trace` names the
-    span of the request that made it, and when, if it is traced (`traces.py`).
+    span of the request that made it, and when, if it is traced (`traces.py`). An ended job's answer is the segment of
+    `segment_writer`.
     """
 
     id: str
@@ -161,6 +162,7 @@ class Batch:
     output_prefix: str | None = None
     delivery_error: str | None = None
     trace: str | None = None
+    segment_writer: str = ""
 
     @property
     def input_blob(self) -> str:
@@ -186,11 +188,12 @@ class Batch:
         """What the shards are ranges of."""
         return self.arranged_blob if self.arranged else self.input_blob
 
-    def segment_blob(self, shard: int, part: Literal["output", "error"]) -> str:
-        """Where the sealed results of one shard lie until the batch's files are joined."""
+    def segment_blob(self, shard: int, part: Literal["output", "error"], writer: str = "") -> str:
+        """Where the sealed results of one shard, as `writer` wrote them, lie until the batch's files are joined."""
         # In another order shards are other lines: no late writer may take one for the other.
         order = "arranged-" if self.arranged else ""
-        return f"{self.segments_folder}/{order}{shard:08d}.{part}"
+        written = f".{writer}" if writer else ""
+        return f"{self.segments_folder}/{order}{shard:08d}{written}.{part}"
 
     @property
     def segments_folder(self) -> str:
@@ -274,12 +277,15 @@ class Segment:
     """The sizes in bytes of a sealed shard's two parts; a part of size 0 has no blob.
 
     `errors` says which lines are in the error part where there are both: bit i for the i-th; None where a
-    worker sealed it that did not note them yet.
+    worker sealed it that did not note them yet. `writer` is the owner of the claim under which it was written, which is
+    part of its name, so that who wakes up too late writes over nobody's; '' where all would write
+    the same, or an earlier version wrote.
     """
 
     output: int
     error: int
     errors: int | None = None
+    writer: str = ""
 
     @property
     def is_mapped(self) -> bool:

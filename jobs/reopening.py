@@ -72,7 +72,7 @@ def sort_lines(backend: Backend, batch: Batch, renew: Callable[[], None], scratc
             name = replace(batch, arranged=True).segment_blob(KEPT_SHARD, part)  # type: ignore[arg-type]
             sizes[part] = backend.blobs.put(name, wanted) if wanted else 0
     counts = Counts(completed=found.completed, failed=found.failed, unrun=found.unrun)
-    segment = Segment(**sizes) if any(sizes.values()) else None
+    segment = Segment(output=sizes["output"], error=sizes["error"]) if any(sizes.values()) else None
     return Reopened(shards=shards, kept=Kept(segment=segment, counts=counts, errors=_counted(found)))
 
 

@@ -120,7 +120,7 @@ class _Running:
     def _sealed(self, shard: Shard, segment: Segment) -> Iterator[bytes]:
         sizes = {"output": segment.output, "error": segment.error}
         parts = {
-            name: lines_from(self._blobs, self._batch.segment_blob(shard.index, name))  # type: ignore[arg-type]
+            name: lines_from(self._blobs, self._batch.segment_blob(shard.index, name, segment.writer))  # type: ignore[arg-type]
             for name, size in sizes.items()
             if size
         }

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingsError
+from .leases import Lease
 
 PREFIX = "PRESSRUN_"
 
@@ -86,7 +87,7 @@ class Settings(BaseSettings):
 
     shard_lines: int = Field(64, ge=1, description="Most lines in one shard, the unit that a worker claims.")
     feed_window: int = Field(64, ge=1, description="Most shards of batches that wait in RQ for each live worker.")
-    lease_s: float = Field(30.0, ge=1, description="Seconds after which a silent worker's shards go to others.")
+    lease_s: float = Field(30.0, ge=1, description="Seconds within which a silent worker's shards are with others.")
     max_attempts: int = Field(
         10,
         ge=1,
@@ -179,6 +180,11 @@ class Settings(BaseSettings):
     def model_name(self) -> str:
         """The name that clients put into `model`."""
         return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def lease(self) -> Lease:
+        """What is to be done within `lease_s`, and when."""
+        return Lease(self.lease_s)
 
     @property
     def blobs(self) -> str:

@@ -30,7 +30,7 @@ from .records import (
     Shard,
     ShardCommit,
 )
-from .store import ACTIVE, CARE, ENDS, Store, _text, batch_key
+from .store import ACTIVE, CARE, ENDS, Store, _text, batch_key, parse_batch
 
 CommitReply = Literal["ok", "complete", "lost"]
 SealReply = Literal["ok", "last", "lost"]
@@ -172,20 +172,25 @@ class Shards:
 
         `winding_up` claims for filling in what never ran, whatever the batch's status.
         """
+        return self._claim(batch_id, shard, owner, lease_s, int(winding_up), "")  # type: ignore[return-value]
+
+    def claim_unless_suspect(
+        self, batch_id: str, shard: int, owner: str, lease_s: float, suspect_from: int
+    ) -> Claim | Literal["suspect"] | None:
+        """The same, but for a shard that was claimed in vain `suspect_from` times: that one stays as it is."""
+        return self._claim(batch_id, shard, owner, lease_s, 0, suspect_from)
+
+    def _claim(self, batch_id: str, shard: int, owner: str, *args: Any) -> Claim | Literal["suspect"] | None:
         keys = [
             *shard_keys(batch_id, "batch", "shards", "waiting", "queued", "leased", "owners", "attempts", "sealed"),
             *shard_keys(batch_id, f"spool:{shard}"),
         ]
-        args: list[Any] = [shard, owner, lease_s, int(winding_up)]
-        reply = self.scripts["claim"](keys=keys, args=args)
-        if reply is None:
-            return None
-        geometry, attempts, done, generation = reply
-        batch = self.store.batch(batch_id)
-        if batch.generation != int(generation):
-            return None  # It has ended and was opened again since: the claim is void, and the shard another one.
+        reply = self.scripts["claim"](keys=keys, args=[shard, owner, *args])
+        if not reply:
+            return None if reply is None else "suspect"
+        geometry, attempts, done, fields = reply
         return Claim(
-            batch=batch,
+            batch=parse_batch(dict(zip(fields[::2], fields[1::2], strict=True))),
             shard=parse_shard(shard, geometry),
             owner=owner,
             done=frozenset(int(index) for index in done),
@@ -239,6 +244,12 @@ class Shards:
         raw: dict[Any, Any] = self.redis.hgetall(key)
         return [(index, parse_segment(value)) for index, value in sorted((int(key), raw[key]) for key in raw)]
 
+    def segment(self, batch_id: str, shard: int) -> Segment | None:
+        """The segment of a sealed shard."""
+        (key,) = shard_keys(batch_id, "sealed")
+        raw = self.redis.hget(key, str(shard))
+        return parse_segment(raw) if raw else None  # type: ignore[arg-type]
+
     def geometry(self, batch_id: str) -> dict[int, Shard]:
         """All shards of a batch by their index."""
         (key,) = shard_keys(batch_id, "shards")
@@ -266,13 +277,14 @@ def parse_shard(index: int, geometry: bytes) -> Shard:
 
 def parse_segment(raw: bytes) -> Segment:
     """A segment from what is kept of it."""
-    output, error, *errors = raw.split(b":")
-    return Segment(output=int(output), error=int(error), errors=int(errors[0], 16) if errors else None)
+    # Earlier versions wrote fewer fields.
+    output, error, errors, writer, *_ = [*_text(raw).split(":"), "", ""]
+    return Segment(output=int(output), error=int(error), errors=int(errors, 16) if errors else None, writer=writer)
 
 
 def _segment_text(segment: Segment) -> str:
-    errors = "" if segment.errors is None else f":{segment.errors:x}"
-    return f"{segment.output}:{segment.error}{errors}"
+    errors = "" if segment.errors is None else f"{segment.errors:x}"
+    return f"{segment.output}:{segment.error}:{errors}:{segment.writer}"
 
 
 def _tended(status: bytes, closing: bytes, back: list[Any], spent: list[Any]) -> Tended:

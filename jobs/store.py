@@ -13,6 +13,7 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | `pressrun:unfinished-files` | ids of files whose bytes are on their way, by the time they began |
 | `pressrun:active:batch`, `:job` | batches and jobs that have not ended, by deadline |
 | `pressrun:care:batch`, `:job` | the same, by the time at which housekeeping looks at them next |
+| `pressrun:fed` | batches that shards are queued of, by the time when they were fed last |
 | `pressrun:{id}` | a batch: its fields, status and counters |
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
 | `pressrun:ends` | how many batches and jobs have ended, by kind and status |
@@ -24,7 +25,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ from .tenants import TENANTS, Tenants, limit_field
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
 CARE: dict[BatchKind, str] = {"batch": "pressrun:care:batch", "job": "pressrun:care:job"}
-ANSWER_TOKENS, ENDS = "pressrun:answer-tokens", "pressrun:ends"
+ANSWER_TOKENS, ENDS, FED = "pressrun:answer-tokens", "pressrun:ends", "pressrun:fed"
 FILE_EXPIRY, UNFINISHED, SEQUENCE = "pressrun:file-expiry", "pressrun:unfinished-files", "pressrun:sequence"
 MODEL_TTL_S = 30
 LEARN = 0.3  # The weight of the newest batch in how long answers are.
@@ -82,6 +83,14 @@ class Scripts:
 
     def __getitem__(self, name: str) -> Script:
         return self._loaded[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a housekeeper has taken to look at. `name` is told apart from any other look's at the same batch."""
+
+    name: str
+    ids: tuple[str, ...]
 
 
 def file_key(file_id: str) -> str:
@@ -227,7 +236,7 @@ class Store:
         fields = self.redis.hgetall(batch_key(batch_id))
         if not fields:
             raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
-        return _batch(fields)
+        return parse_batch(fields)
 
     def batches(self, *, tenant: str = DEFAULT_TENANT, limit: int = 20, after: str | None = None) -> Page[Batch]:
         """A tenant's batches, newest first, beyond the batch `after`; native jobs are not listed."""
@@ -235,29 +244,55 @@ class Store:
         pipe = self.redis.pipeline(transaction=False)
         for batch_id in ids[:limit]:
             pipe.hgetall(batch_key(batch_id))
-        return Page(items=[_batch(fields) for fields in pipe.execute() if fields], has_more=len(ids) > limit)
+        return Page(items=[parse_batch(fields) for fields in pipe.execute() if fields], has_more=len(ids) > limit)
 
     def active(self, kind: BatchKind) -> list[str]:
         """Ids of the batches or jobs that have not ended, nearest deadline first."""
         return [_text(raw) for raw in self.redis.zrange(ACTIVE[kind], 0, -1)]
+
+    def is_active(self, batch_id: str) -> bool:
+        """Whether a batch or job has not ended, or has not been cleaned up since."""
+        return any(self.redis.zscore(key, batch_id) is not None for key in ACTIVE.values())
 
     def forget_active(self, batch_id: str) -> None:
         """An ended batch or job needs no more care."""
         for key in (*ACTIVE.values(), *CARE.values()):
             self.redis.zrem(key, batch_id)
 
-    def due_for_care(self, kind: BatchKind, most: int, interval_s: float) -> list[str]:
+    def due_for_care(self, kind: BatchKind, most: int, interval_s: float) -> Look:
         """Batches or jobs that nobody has looked at for the interval; now the caller does."""
-        return [_text(raw) for raw in self.scripts["due"](keys=[CARE[kind]], args=[most, interval_s])]
+        name, ids = self.scripts["due"](keys=[CARE[kind]], args=[most, interval_s])
+        return Look(name=_text(name), ids=tuple(map(_text, ids)))
 
     def look_at(self, *batch_ids: str) -> None:
         """Have housekeeping look at batches next. Where this is lost, it does so in its turn."""
         self.scripts["look"](keys=[CARE["batch"]], args=[*batch_ids])
 
-    def let_rest(self, until: Mapping[str, float]) -> None:
-        """Have nobody look at batches before the given times, unless `look_at` asks for it."""
+    def let_rest(self, look: Look, until: Mapping[str, float]) -> None:
+        """Have nobody look at batches before the given times, unless `look_at` asks for it, or did since `look`."""
         if until:
-            self.scripts["rest"](keys=[CARE["batch"]], args=[part for pair in until.items() for part in pair])
+            args = [look.name, *(part for pair in until.items() for part in pair)]
+            self.scripts["rest"](keys=[CARE["batch"]], args=args)
+
+    def begin_feeding(self, batch_ids: Iterable[str]) -> None:
+        """Note that shards of batches are about to be fed, so that they are missed if they never come to RQ."""
+        ids = list(batch_ids)
+        if ids:
+            self.scripts["fed"](keys=[FED], args=ids)
+
+    def fed(self) -> list[str]:
+        """Batches of which shards were fed and may be queued still."""
+        return [_text(raw) for raw in self.redis.zrange(FED, 0, -1)]
+
+    def fed_within(self, seconds: float) -> list[str]:
+        """Those that were fed so lately."""
+        return [_text(raw) for raw in self.redis.zrangebyscore(FED, int(self._now() - seconds), "+inf")]
+
+    def end_feeding(self, batch_ids: Iterable[str], after_s: float) -> None:
+        """Forget that batches were fed of which nothing is queued now, if they were not within `after_s`."""
+        ids = list(batch_ids)
+        if ids:
+            self.scripts["unfeed"](keys=[FED], args=[after_s, *ids])
 
     def remember_care(self, kind: BatchKind) -> None:
         """Look after all that are active: who made one may have died before it said so."""
@@ -438,7 +473,7 @@ def _file(raw: Mapping[Any, Any]) -> File:
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
     "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant", "event_id",
-    "input_url", "input_etag", "output_prefix", "delivery_error", "trace",
+    "input_url", "input_etag", "output_prefix", "delivery_error", "trace", "segment_writer",
 )  # fmt: skip
 _CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before", "delivery_error")  # Empty is none.
 # What a version before this one has not written is 0 or false.
@@ -459,7 +494,8 @@ def _batch_fields(batch: Batch) -> dict[Any, Any]:
     return fields
 
 
-def _batch(raw: Mapping[Any, Any]) -> Batch:
+def parse_batch(raw: Mapping[Any, Any]) -> Batch:
+    """A batch from its fields."""
     fields: dict[str, Any] = {_text(key): _text(value) for key, value in raw.items()}
     times = {name: int(value) for name, value in fields.items() if name.endswith("_at") and name != "expires_at"}
     times.pop("created_at")

@@ -17,11 +17,11 @@ from typing import Any
 from . import ids
 from .backend import Backend
 from .errors import BlobMissing, NotFound, UserError
-from .estimates import asked_tokens
+from .estimates import line_tokens
+from .interactive import enqueue_jobs
 from .invalid import invalid_type, whole_text
 from .packing import unpacked
 from .places import SCHEME, check_prefix, find_input
-from .queue import enqueue_shards
 from .records import DEFAULT_TENANT, ENDED, ENDPOINTS, Batch, Counts, File, Shard
 from .requests import parse_body
 from .settings import Settings
@@ -197,9 +197,18 @@ def create_batch(
 
 
 def create_job(
-    backend: Backend, *, url: str, body: object, tenant: str = DEFAULT_TENANT, job_id: str | None = None
+    backend: Backend,
+    *,
+    url: str,
+    body: object,
+    tenant: str = DEFAULT_TENANT,
+    priority: int = 0,
+    job_id: str | None = None,
 ) -> Batch:
-    """Queue one request ahead of all batches. Its body is checked now, so that the caller hears at once."""
+    """Queue one request ahead of all batches. Its body is checked now, so that the caller hears at once.
+
+    It is as durable as all that was written to Redis; who promises more waits for the disk.
+    """
     if url not in ENDPOINTS:
         raise _bad_value("url", url, ENDPOINTS)
     request = parse_body(url, body)
@@ -226,15 +235,17 @@ def create_job(
         counts=Counts(total=1),
         tenant=tenant,
         trace=trace_of_creation(),
+        priority=priority,
     )
-    backend.quotas.open_job(tenant, job_id, request.model, math.ceil(asked_tokens(url, body)))
+    backend.quotas.open_job(tenant, job_id, request.model, math.ceil(line_tokens(url, body).asked))
     backend.job_blobs.put(job.input_blob, [line])
     if not backend.store.create_batch(job):
         return backend.store.batch(job_id)  # What its creator left undone, housekeeping does.
     backend.job_blobs.keep(job.input_blob)  # Until it ends, however long its workers are away.
     shard = Shard(index=0, first_line=0, num_lines=1, offset=0, size=len(line))
     backend.shards.begin(job_id, [shard], model=request.model, total=1)
-    enqueue_shards(backend.redis, "job", job_id, *backend.shards.feed([job_id], 1))
+    if backend.shards.feed([job_id], 1) != [[]]:
+        enqueue_jobs(backend.store, [(job_id, priority)])
     return backend.store.batch(job_id)
 
 
@@ -263,7 +274,7 @@ def job_result(backend: Backend, job: Batch) -> dict[str, Any] | None:
         return None
     for part in ("output", "error"):
         try:
-            raw = b"".join(backend.job_blobs.open(job.segment_blob(0, part)))
+            raw = b"".join(backend.job_blobs.open(job.segment_blob(0, part, job.segment_writer)))
         except BlobMissing:
             continue
         result: dict[str, Any] = json.loads(raw)

@@ -10,16 +10,11 @@ from __future__ import annotations
 NARROWINGS = 7  # From the most lines of a shard to one.
 
 
-def is_suspect(attempts: int, max_attempts: int) -> bool:
-    """Whether a shard that was claimed so often in vain is to be tried alone."""
-    return attempts >= _whole(max_attempts)
+def suspect_from(max_attempts: int) -> int:
+    """How many claims in vain make a shard one that is to be tried alone: that many are made with all of its lines."""
+    return max(1, max_attempts - NARROWINGS)
 
 
 def portion(num_missing: int, attempt: int, max_attempts: int) -> int:
     """How many of the missing lines to run in this attempt, counted from 1."""
-    return max(1, num_missing >> max(0, attempt - _whole(max_attempts)))
-
-
-def _whole(max_attempts: int) -> int:
-    """How many attempts are made with all of a shard's lines."""
-    return max(1, max_attempts - NARROWINGS)
+    return max(1, num_missing >> max(0, attempt - suspect_from(max_attempts)))

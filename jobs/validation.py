@@ -7,17 +7,17 @@ What a body asks for beyond the batch's own rules is judged when the line runs, 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any
 
 from .arranging import Beginnings
 from .errors import BlobMissing, UserError
-from .estimates import DEFAULT_ANSWER_TOKENS, asked_tokens, line_tokens
+from .estimates import DEFAULT_ANSWER_TOKENS, line_tokens
+from .json_text import read_strictly
 from .line_options import line_options
 from .lines import split_lines
 from .records import CHAT, COMPLETIONS, EMBEDDINGS, Batch, BatchError, Shard
@@ -187,8 +187,10 @@ def _scan(
             start = offset
         body = _check_line(batch, raw, number, models, settings, found)
         found.beginnings.add(offset, len(raw), body)
-        found.asked_tokens += asked_tokens(batch.endpoint, body)
-        found.tokens += line_tokens(batch.endpoint, body, answer_tokens.get(found.model or "", DEFAULT_ANSWER_TOKENS))
+        answer = answer_tokens.get(found.model or "", DEFAULT_ANSWER_TOKENS)
+        tokens = line_tokens(batch.endpoint, body, answer)
+        found.asked_tokens += tokens.asked
+        found.tokens += tokens.expected
         total += 1
         end = offset + len(raw)
     if total > first:
@@ -294,7 +296,7 @@ def _hash(custom_id: str) -> int:
 def parse_object(raw: bytes) -> dict[str, Any] | None:
     """The JSON object in `raw`, or None: strict JSON in UTF-8, not nested too deep, nothing else."""
     try:
-        value = json.loads(raw.decode(), parse_constant=_no_constant)
+        value = read_strictly(raw)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict) or (raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _is_deep(value)):
@@ -311,7 +313,3 @@ def _is_deep(value: dict[str, Any]) -> bool:
         if not level:
             return False
     return True
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

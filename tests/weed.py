@@ -14,25 +14,45 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 FLAGS = "-s3.port.iceberg=0 -s3.port.lance=0 -admin.ui=false -webdav=false -master.telemetry=false"
 ENVIRON = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "secret-of-tests", "S3_BUCKET": "pressrun"}
 START_TIMEOUT_S = 60.0
+IMPATIENT = Config(connect_timeout=2, read_timeout=10, retries={"total_max_attempts": 1})
+STARTS = 4  # Another may take a port between its choice and its use.
 
 
 @contextlib.contextmanager
 def running_weed(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Its endpoint, and the environment that names its credentials and its bucket."""
-    command, endpoint = weed_command(folder)
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(command, env=os.environ | ENVIRON, stdout=log, stderr=subprocess.STDOUT)
+    process, endpoint = _start(folder, STARTS)
     try:
-        _wait(endpoint, process, folder / "log.txt")
         yield endpoint, ENVIRON
     finally:
-        process.kill()  # Asked politely it takes half a minute.
-        process.wait()
+        _kill(process)
+
+
+def _start(folder: Path, starts_left: int) -> tuple[subprocess.Popen[bytes], str]:
+    """A server that answers; one that dies as it starts is tried again, on other ports and in a folder of its own."""
+    own = folder / str(starts_left)
+    own.mkdir()
+    command, endpoint = weed_command(own)
+    with (own / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, env=os.environ | ENVIRON, stdout=log, stderr=subprocess.STDOUT)
+    if _comes_up(endpoint, process):
+        return process, endpoint
+    died = process.poll() is not None
+    _kill(process)
+    if died and starts_left > 1:
+        return _start(folder, starts_left - 1)
+    raise AssertionError(f"weed did not come up: {(own / 'log.txt').read_text(errors='replace')[-2000:]}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # Asked politely it takes half a minute.
+    process.wait()
 
 
 def weed_command(folder: Path) -> tuple[list[str], str]:
@@ -45,19 +65,20 @@ def weed_command(folder: Path) -> tuple[list[str], str]:
     return command, f"http://127.0.0.1:{ports['s3']}"
 
 
-def _wait(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _comes_up(endpoint: str, process: subprocess.Popen[bytes]) -> bool:
+    """Whether the server takes an object before it dies or the time is up."""
     keys = {
         "aws_access_key_id": ENVIRON["AWS_ACCESS_KEY_ID"],
         "aws_secret_access_key": ENVIRON["AWS_SECRET_ACCESS_KEY"],
     }
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", config=IMPATIENT, **keys)
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(BotoCoreError, ClientError):
             client.put_object(Bucket=ENVIRON["S3_BUCKET"], Key="ready", Body=b"")
-            return
+            return process.poll() is None  # If not, it was another's server that answered.
         time.sleep(0.2)
-    raise AssertionError(f"weed did not come up: {log.read_text(errors='replace')[-2000:]}")
+    return False
 
 
 def _free_ports(number: int) -> list[int]:

@@ -20,7 +20,7 @@ from ..jobs.policy import Turns, raised_floors, shares_within
 from ..jobs.progress import progress_of
 from ..jobs.queue import enqueue, forget, queue_length
 
-LOCK, LOCK_S = "pressrun:feeding", 5.0  # Much longer than a round takes, and shorter than what workers have in hand.
+LOCK = "pressrun:feeding"
 FIRST, LEAST = 8, 2  # Shards for each worker.
 GROWTH, SHRINK = 4, 0.99  # By a look at which none, and some, were left.
 
@@ -66,7 +66,7 @@ class Feeder:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        lock = self._backend.redis.lock(LOCK, timeout=LOCK_S, blocking=False)
+        lock = self._backend.redis.lock(LOCK, timeout=self._backend.settings.lease.feeding, blocking=False)
         if not lock.acquire():
             yield False
             return
@@ -79,6 +79,8 @@ class Feeder:
     def _feed(self, room: int) -> list[str]:
         order = self._next(room)
         wanted = Counter(order)
+        # Before the draw: who dies after it is known to have begun.
+        self._backend.store.begin_feeding(wanted)
         drawn = self._backend.shards.draw(wanted.items())
         shards = {batch_id: deque(taken) for batch_id, taken in zip(wanted, drawn, strict=True)}
         queued = [(batch_id, shards[batch_id].popleft()) for batch_id in order if shards[batch_id]]
@@ -105,7 +107,9 @@ class Feeder:
         """What was fed is charged for, and who has nothing left leaves the line."""
         if self._line is None or not batch_ids:
             return
-        standings = shares_within(self._line.candidates)
+        fed = set(batch_ids)
+        flows = {candidate.flow for candidate in self._line.candidates if candidate.id in fed}
+        standings = shares_within(candidate for candidate in self._line.candidates if candidate.flow in flows)
         starts = {batch_id: standings[batch_id].had for batch_id in batch_ids}
         self._backend.lineup.note(progress_of(self._backend.store, batch_ids), starts)
         self._backend.store.look_at(*batch_ids)

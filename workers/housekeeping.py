@@ -19,10 +19,13 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..jobs.backend import Backend
 from ..jobs.finish import end_batch, give_up_on, validate_batch, wind_up
+from ..jobs.interactive import enqueue_jobs
+from ..jobs.leftovers import sweep_segments
 from ..jobs.progress import progress_of
-from ..jobs.queue import enqueue_shards, forget_shards, queued_job_ids, rq_job_id
+from ..jobs.queue import forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
+from ..jobs.store import Look
 from ..jobs.submit import sweep_broken_uploads, sweep_files
 from ..jobs.uploads import sweep_uploads
 from .deliverer import Deliverer
@@ -32,7 +35,7 @@ from .metrics import WorkerMetrics
 log = logging.getLogger(__name__)
 
 # Jobs are queued by who submits them, so that there is seldom anything to do for one; and there may be thousands.
-TICK_S, CARE_S, JOBS_S, LOST_S, FILES_S, BROKEN_S, WEBHOOKS_S = 0.05, 0.2, 1.0, 5.0, 60.0, 3600.0, 0.5
+TICK_S, CARE_S, JOBS_S, FILES_S, BROKEN_S, WEBHOOKS_S = 0.05, 0.2, 1.0, 60.0, 3600.0, 0.5
 RETRY_S = 1.0
 REST_S = 30.0  # A batch that nobody has in hand needs no care: who changes it asks for a look.
 MOST_BATCHES, MOST_JOBS = 100, 2000  # To look at in one tick.
@@ -46,8 +49,9 @@ class Housekeeper:
     def __init__(self, backend: Backend, metrics: WorkerMetrics | None = None) -> None:
         self.backend = backend
         self.metrics = metrics or WorkerMetrics()
-        self._feeder = Feeder(backend)
+        self._lease = backend.settings.lease
         self._fed: set[str] = set()
+        self._feeder = Feeder(backend)
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="housekeeping")
         self._deliverer = Deliverer(backend, self.metrics)
         self._busy: set[str] = set()
@@ -79,18 +83,20 @@ class Housekeeper:
         """Do what is due."""
         store = self.backend.store
         self._care_for_batches(store.due_for_care("batch", MOST_BATCHES, CARE_S))
-        self._where_there_is_room(self._feed)
-        if self._is_due("jobs", JOBS_S):
-            jobs = store.due_for_care("job", MOST_JOBS, JOBS_S / 2)
+        self._where_there_is_room(self._feeder.feed)
+        jobs_s = min(JOBS_S, self._lease.sweep)
+        if self._is_due("jobs", jobs_s):
+            jobs = store.due_for_care("job", MOST_JOBS, jobs_s / 2).ids
             self._care(jobs)
             self._where_there_is_room(lambda: self._feed_jobs(jobs))
-        if self._is_due("lost", min(LOST_S, self.backend.settings.lease_s / 4)):
+        if self._is_due("lost", self._lease.sweep):
             self._requeue_lost()
         if self._is_due("files", FILES_S):
             sweep_files(self.backend, store.expired_files(time.time()))
             self._later("uploads", _sweep_uploads)  # One may have thousands of parts.
         if self._is_due("broken", BROKEN_S):
             self._later("broken uploads", _sweep_broken_uploads)
+            self._later("segments", _sweep_segments)
         if self._is_due("webhooks", WEBHOOKS_S):
             self._deliverer.tick()
 
@@ -101,7 +107,7 @@ class Housekeeper:
         self._due[name] = now + interval
         return True
 
-    def _where_there_is_room(self, action: Callable[[], None]) -> None:
+    def _where_there_is_room(self, action: Callable[[], object]) -> None:
         """Begin more work, or leave it for a moment while Redis' memory is full: what is in hand must go on then."""
         if time.monotonic() < self._more_at:
             return
@@ -111,27 +117,24 @@ class Housekeeper:
             log.warning("no work is queued: Redis' memory is full: %s", error)
             self._more_at = time.monotonic() + RETRY_S
 
-    def _feed(self) -> None:
-        self._fed |= set(self._feeder.feed())
-
-    def _feed_jobs(self, job_ids: list[str]) -> None:
+    def _feed_jobs(self, job_ids: Sequence[str]) -> None:
         """Put into RQ again what has come back in line; jobs wait for no turn."""
         for job_id, shards in zip(job_ids, self.backend.shards.feed(job_ids, 1), strict=True):
             if shards:
                 forget_shards(self.backend.redis, "job", job_id, shards)
-                enqueue_shards(self.backend.redis, "job", job_id, shards)
+                enqueue_jobs(self.backend.store, [(job_id, self.backend.store.batch(job_id).priority)])
 
-    def _care_for_batches(self, batch_ids: list[str]) -> None:
-        if not batch_ids:
+    def _care_for_batches(self, look: Look) -> None:
+        if not look.ids:
             return
-        self._care(batch_ids)
-        standing, now = progress_of(self.backend.store, batch_ids), time.time()
+        self._care(look.ids)
+        standing, now = progress_of(self.backend.store, look.ids), time.time()
         self._where_there_is_room(lambda: self.backend.lineup.note(standing))
-        self._fed |= {batch.id for batch in standing if batch.queued}
+        self._where_there_is_room(lambda: self._watch({batch.id for batch in standing if batch.queued}))
         idle = (batch for batch in standing if batch.status == "in_progress" and not batch.queued + batch.leased)
-        self.backend.store.let_rest({batch.id: min(now + REST_S, batch.expires_at) for batch in idle})
+        self.backend.store.let_rest(look, {batch.id: min(now + REST_S, batch.expires_at) for batch in idle})
 
-    def _care(self, batch_ids: list[str]) -> None:
+    def _care(self, batch_ids: Sequence[str]) -> None:
         tended = self.backend.shards.tend(batch_ids, self.backend.settings.max_attempts)
         for batch_id, batch in zip(batch_ids, tended, strict=True):
             if batch is None:
@@ -154,7 +157,7 @@ class Housekeeper:
             self._later(batch_id, _give_up(batch.spent))
 
     def _requeue_lost(self) -> None:
-        """Find shards that have been fed, but for half a lease have neither waited in RQ nor been claimed.
+        """Find shards that have been fed, but for a while have neither waited in RQ nor been claimed.
 
         Their RQ job was deleted, or whoever was to queue or to claim it died.
         """
@@ -162,21 +165,37 @@ class Housekeeper:
         missing: dict[tuple[str, int], float] = {}
         for kind in KINDS:
             self._where_there_is_room(partial(self.backend.store.remember_care, kind))
-            ids = sorted(self._fed) if kind == "batch" else self.backend.store.active(kind)
+            ids = self._watched() if kind == "batch" else self.backend.store.active(kind)
             queued = dict(zip(ids, self.backend.shards.queued(ids), strict=True))
-            self._fed -= {batch_id for batch_id, shards in queued.items() if not shards}
+            if kind == "batch":
+                idle = [batch_id for batch_id, shards in queued.items() if not shards]
+                self.backend.store.end_feeding(idle, self._lease.whole)
             keys = [(batch_id, shard) for batch_id, shards in queued.items() for shard in shards]
             present = queued_job_ids(self.backend.redis, kind) if keys else set()
             missing |= {key: self._missing_since.get(key, now) for key in keys if rq_job_id(*key) not in present}
         self._missing_since = missing
         lost: dict[str, list[int]] = {}
         for (batch_id, shard), since in missing.items():
-            if now - since >= self.backend.settings.lease_s / 2:
+            if now - since >= self._lease.missing:
                 lost.setdefault(batch_id, []).append(shard)
         for batch_id, shards in lost.items():
             self.backend.store.look_at(batch_id)
             back = self.backend.shards.requeue(batch_id, shards)
             log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(back))
+
+    def _watch(self, batch_ids: set[str]) -> None:
+        """Have batches watched whose shards were queued by a version that did not say so, or in a crash of Redis."""
+        if batch_ids - self._fed:
+            self.backend.store.begin_feeding(batch_ids - self._fed)
+            self._fed |= batch_ids
+
+    def _watched(self) -> list[str]:
+        """The batches that were fed. Who fed them lately may have died before it asked for a look at them."""
+        ids, lately = self.backend.store.fed(), self.backend.store.fed_within(2 * self._lease.sweep)
+        self._fed = set(ids)
+        if lately:
+            self.backend.store.look_at(*lately)
+        return ids
 
     def _later(self, batch_id: str, task: Task) -> None:
         """Run a slow task for a batch in the background, unless one is under way or has failed just now.
@@ -216,6 +235,10 @@ def _sweep_uploads(backend: Backend, _: str) -> None:
 
 def _sweep_broken_uploads(backend: Backend, _: str) -> None:
     sweep_broken_uploads(backend)
+
+
+def _sweep_segments(backend: Backend, _: str) -> None:
+    sweep_segments(backend)
 
 
 def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:

@@ -1,12 +1,15 @@
 """From a ticket to lines that are ready to run, in a few threads: claim the shard, read it, make prompts.
 
 Nothing here waits for the engine, and the engine waits for nothing here. A shard that came to nothing several times is
-taken in small portions, and one such at a time: it may be what kills the workers. Knows nothing of RQ.
+taken in small portions, and one such at a time, the others after it: it may be what kills the workers. Knows nothing of
+RQ.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from ..jobs.backend import Backend
 from ..jobs.ids import owner_id
 from ..jobs.lines import requests_of
 from ..jobs.records import Claim, Line, LineResult
-from ..jobs.suspects import is_suspect, portion
+from ..jobs.suspects import portion, suspect_from
 from .patience import Patiently
 from .prompts import Prepared, Prompts
 from .shard import Ticket
@@ -53,6 +56,7 @@ class Intake:
         self._pending: set[Ticket] = set()
         self._claims: dict[Ticket, Claim] = {}
         self._suspect: Ticket | None = None
+        self._suspects: deque[tuple[Ticket, float]] = deque()
         self._suspect_lock = Lock()
 
     @property
@@ -92,10 +96,23 @@ class Intake:
         suspect = self._suspect
         if suspect is not None and suspect not in self._pending and all(ticket is not suspect for ticket in in_hand):
             self._suspect = None
+        if self._suspects:
+            self._next_suspect()
+
+    def _next_suspect(self) -> None:
+        """Begin with the one that has waited for longest, and let go of those that have waited for too long."""
+        too_long = time.monotonic() - self._backend.settings.lease.turn
+        with self._suspect_lock:
+            while self._suspects and self._suspects[0][1] < too_long:
+                self._done.put(Taken(ticket=self._suspects.popleft()[0]))
+            if self._suspects and self._suspect is None:
+                self._pool.submit(self._run, self._suspects.popleft()[0])
 
     def close(self) -> None:
         """Wait for what is under way; `ready` gives it."""
         self._pool.shutdown(cancel_futures=False)
+        for ticket, _ in self._suspects:
+            self._done.put(Taken(ticket=ticket))
 
     def _run(self, ticket: Ticket) -> None:
         try:
@@ -103,31 +120,37 @@ class Intake:
         except Exception as error:
             # The edge of a thread: whatever it was, the main loop hears of it and fails the ticket.
             taken = Taken(ticket=ticket, claim=self._claims.get(ticket), error=error)
-        self._done.put(taken)
-        self._waker.wake()
+        if taken is not None:
+            self._done.put(taken)
+            self._waker.wake()
 
-    def _take(self, ticket: Ticket) -> Taken:
-        batch_id, shard = ticket.key
-        settings = self._backend.settings
-        if not self._may_take(ticket):
-            return Taken(ticket=ticket)  # It is found missing from RQ, and queued again.
-        claim = self._patiently(lambda: self._backend.shards.claim(batch_id, shard, owner_id(), settings.lease_s))
-        if claim is None:
-            return Taken(ticket=ticket)
+    def _take(self, ticket: Ticket) -> Taken | None:
+        """What becomes of a ticket; None: it waits for its turn."""
+        shards, lease, owner = self._backend.shards, self._backend.settings.lease, owner_id()
+        most = suspect_from(self._backend.settings.max_attempts)
+        found = self._patiently(lambda: shards.claim_unless_suspect(*ticket.key, owner, lease.hold, most))
+        if found != "suspect":
+            claim = found
+        elif self._is_its_turn(ticket):
+            claim = self._patiently(lambda: shards.claim(*ticket.key, owner, lease.hold))
+        else:
+            return None
+        return Taken(ticket=ticket) if claim is None else self._prepare(ticket, claim)
+
+    def _is_its_turn(self, suspect: Ticket) -> bool:
+        """Whether it is the only suspect in this worker's hands from now on; else it is kept for later."""
+        with self._suspect_lock:
+            if self._suspect is None:
+                self._suspect = suspect
+            elif self._suspect is not suspect:
+                self._suspects.append((suspect, time.monotonic()))
+            return self._suspect is suspect
+
+    def _prepare(self, ticket: Ticket, claim: Claim) -> Taken:
         self._claims[ticket] = claim
         lines = self._patiently(lambda: self._missing(claim))
-        wanted = lines[: portion(len(lines), claim.attempts, settings.max_attempts)]
+        wanted = lines[: portion(len(lines), claim.attempts, self._backend.settings.max_attempts)]
         return Taken(ticket=ticket, claim=claim, lines=tuple(self._prompts.prepare(wanted)))
-
-    def _may_take(self, ticket: Ticket) -> bool:
-        """Whether the shard is no suspect, or the only one in this worker's hands from now on."""
-        attempts = self._patiently(lambda: self._backend.shards.attempts_of(*ticket.key))
-        if not is_suspect(attempts, self._backend.settings.max_attempts):
-            return True
-        with self._suspect_lock:
-            free = self._suspect is None
-            self._suspect = ticket if free else self._suspect
-        return free
 
     def _missing(self, claim: Claim) -> list[Line]:
         lines = requests_of(self._backend.blobs_of(claim.batch), claim.batch, claim.shard)

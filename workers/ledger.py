@@ -62,7 +62,6 @@ class Ledger:
     def enter(self, shard: RunningShard, result: LineResult) -> None:
         """Note a finished line; one of a shard that has been let go is dropped."""
         if shard.stage == "running":
-            shard.begun = True
             shard.finished.append(result)
             shard.num_left -= 1
             self._mark(shard)
@@ -82,15 +81,15 @@ class Ledger:
 
         Returns the shards that are lost, or no longer to be run. What `taking` has lost it finds out once it is here.
         """
-        lease_s = self._backend.settings.lease_s
-        if not (now or time.monotonic() - self._held_at >= min(1.0, lease_s / 5) or self._one_has_expired()):
+        lease = self._backend.settings.lease
+        if not (now or time.monotonic() - self._held_at >= lease.renewal or self._one_has_expired()):
             return []
         self._held_at, self._held_at_date = time.monotonic(), time.time()
         shards = list(self._shards.values())
         claims = [*(shard.claim for shard in shards), *taking]
         if not claims:
             return []
-        held = self._patiently(lambda: self._backend.shards.hold(claims, lease_s))
+        held = self._patiently(lambda: self._backend.shards.hold(claims, lease.hold))
         # Sealing goes on whatever the batch's status: it is fenced by itself.
         return [shard for shard, mine in zip(shards, held, strict=False) if not mine and shard.stage == "running"]
 
@@ -153,6 +152,7 @@ class Ledger:
         for shard, reply in zip(group, replies, strict=True):
             if reply != "lost":
                 self._metrics.note_committed(shard.finished)
+            shard.begun = shard.begun or bool(shard.finished)
             shard.finished.clear()
             if reply == "ok" and not shard.num_left:
                 # All that was to be run is stored, and yet lines are missing: only a portion was tried, or a crash of

@@ -38,7 +38,7 @@ class RunningShard:
     """A shard in hand. It is `running` until every line is stored, then `sealing`, and `gone` once let go.
 
     `num_left` lines that are to be run have no result yet; those that are `finished` are not stored yet. It has `begun`
-    with its first result, and is in hand `since` then by the monotonic clock.
+    once a line is stored, and is in hand `since` then by the monotonic clock.
     """
 
     claim: Claim

@@ -289,7 +289,7 @@ class PressrunWorker(RqDesk):
 
     def _is_doubtful(self, shard: RunningShard) -> bool:
         """Whether this shard might still turn out to be one that kills workers."""
-        return not shard.begun and time.monotonic() - shard.since < self.backend.settings.lease_s
+        return not shard.begun and time.monotonic() - shard.since < self.backend.settings.lease.hold
 
     def _fail_to_take(self, ticket: Ticket, claim: Claim | None, error: Exception) -> None:
         log.error("batch %s: shard %d cannot be run", *ticket.key, exc_info=error)

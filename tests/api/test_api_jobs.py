@@ -18,11 +18,13 @@ from .conftest import CHAT, MODEL, Api, ServeApi, seal_results
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 FIELDS = {
     "id", "object", "status", "endpoint", "model", "created_at", "expires_at", "finished_at", "response", "error",
+    "pressrun",
 }  # fmt: skip
 
 
-def create(api: Api, **body: Any) -> str:
-    answer = api.http.post("/v1/jobs", json={"url": CHAT, "body": BODY | body})
+def create(api: Api, priority: int | None = None, **body: Any) -> str:
+    options = {} if priority is None else {"pressrun": {"priority": priority}}
+    answer = api.http.post("/v1/jobs", json={"url": CHAT, "body": BODY | body} | options)
     assert answer.status_code == 202, answer.text
     job_id: str = answer.json()["id"]
     return job_id
@@ -46,6 +48,14 @@ def test_a_new_job_is_queued_ahead_of_batches_and_tells_where_to_poll(api: Api) 
     assert (job["finished_at"], job["response"], job["error"]) == (None, None, None)
     assert poll(api, job["id"]) == job
     assert rq_queue(api.backend.redis, INTERACTIVE_QUEUE).get_job_ids() == [f"{job['id']}-0"]
+
+
+def test_jobs_wait_by_priority_and_then_by_arrival(api: Api) -> None:
+    asked = [0, 5, -3, None, 5, 100, -100, 0, 1, -3]
+    jobs = [(create(api, priority), priority or 0) for priority in asked]
+    in_order = [job for job, _ in sorted(jobs, key=lambda one: -one[1])]
+    assert rq_queue(api.backend.redis, INTERACTIVE_QUEUE).get_job_ids() == [f"{job}-0" for job in in_order]
+    assert [poll(api, job)["pressrun"] for job, _ in jobs] == [{"priority": priority} for _, priority in jobs]
 
 
 def test_the_url_of_a_job_may_be_called_endpoint(api: Api) -> None:
@@ -144,6 +154,9 @@ def test_a_model_that_no_live_worker_serves_is_404(api: Api) -> None:
         ({"url": "/v1/moderations", "body": BODY}, "url", "invalid_value"),
         ({"url": 7, "body": BODY}, "url", "invalid_type"),
         ({"url": CHAT, "body": BODY, "priority": 1}, "priority", "unknown_parameter"),
+        ({"url": CHAT, "body": BODY, "pressrun": {"priority": 101}}, "pressrun.priority", "invalid_value"),
+        ({"url": CHAT, "body": BODY, "pressrun": {"priority": "5"}}, "pressrun.priority", "invalid_type"),
+        ({"url": CHAT, "body": BODY, "pressrun": {"speed": 5}}, "pressrun.speed", "unknown_parameter"),
         ({"url": CHAT, "body": "hi"}, "body", "invalid_type"),
         ({"url": CHAT, "body": [BODY]}, "body", "invalid_type"),
         ({"url": CHAT, "body": {"model": MODEL}}, "messages", "missing_required_parameter"),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
 from pressrun.jobs.away import passes
 from pressrun.jobs.backend import Backend
@@ -79,6 +79,7 @@ def test_a_redis_that_cannot_save_is_waited_for() -> None:
         redis.set("a", "b")
     assert str(caught.value).startswith("MISCONF")
     assert passes(caught.value)
+    assert passes(NoScriptError("NOSCRIPT No matching script"))
     assert not passes(ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"))
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.exceptions import LockNotOwnedError
+from redis.exceptions import LockNotOwnedError, NoScriptError
 
 from pressrun.jobs import arranging
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.control import pause_batch, resume_batch, update_batch
 from pressrun.jobs.errors import BlobMissing, Conflict, UserError
+from pressrun.jobs.finish import seal_shard
 from pressrun.jobs.records import ENDED, Batch
 from pressrun.jobs.results import read_results
 from pressrun.jobs.retry import retry_batch
@@ -31,7 +32,7 @@ from pressrun.workers import housekeeping
 from pressrun.workers.housekeeping import Housekeeper, Task
 
 from .conftest import OwnValkey, chat_line, encode, serve_model
-from .simulated import Process, run_shard
+from .simulated import Process, answer, commit, missing, run_shard
 
 CHAT = "/v1/chat/completions"
 NUM_LINES, SHARD_LINES = 7, 2
@@ -287,6 +288,16 @@ class Story:
         return b"".join(self.backend.blobs.open(f"files/{file_id}")).splitlines() if file_id else []
 
 
+def stalled_at_its_segment(backend: Backend, batch: Batch) -> Process:
+    """A worker that has read the first shard's answers, its own, and stands before the call that writes them."""
+    claim = backend.shards.claim(batch.id, 0, "stalled", 60.0)
+    assert claim is not None
+    commit(backend, claim, [answer(line, 1) for line in missing(backend, claim)])
+    process = Process(backend, lambda other: seal_shard(other, claim))
+    process.step(2)
+    return process
+
+
 def _ran_well(line: Any) -> bool:
     return bool(line["response"]) and line["response"]["status_code"] == 200
 
@@ -320,6 +331,40 @@ def test_it_is_the_same_over_s3(forgetful_valkey: OwnValkey, tmp_path: Path, s3_
         Story(backend_on(settings, redis), seed).tell()
 
 
+@pytest.mark.parametrize("wakes", ["before the end", "after the end"])
+def test_who_stalls_at_its_segment_overwrites_nobody_s_answers_after_a_crash_of_redis(
+    own_valkey: OwnValkey, tmp_path: Path, wakes: str
+) -> None:
+    settings = load_settings({}, data_dir=tmp_path, shard_lines=SHARD_LINES, feed_window=3, max_attempts=4)
+    with own_valkey.client() as redis:
+        story = Story(backend_on(settings, redis), 0)
+        backend = story.backend
+        serve_model(backend)
+        file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[story.input()])
+        batch = create_batch(backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        story.batch_id = batch.id
+        tick(backend)
+        backend.store.make_durable()
+        log = own_valkey.folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
+        safe = log.stat().st_size
+        stalled = stalled_at_its_segment(backend, batch)
+        own_valkey.kill()
+        os.truncate(log, safe)  # All of the stalled worker's answers are gone, and others give their own.
+        own_valkey.start()
+        serve_model(backend)
+        run_shard(backend, batch.id, 0, 2)
+        assert backend.shards.segment(batch.id, 0) is not None
+        if wakes == "before the end":
+            stalled.finish()
+        story.num_runs = 2
+        story.bring_to_an_end()
+        done = story.check()
+        stalled.finish()
+        assert stalled.error is None or isinstance(stalled.error, LATE)
+        assert story.check() == done
+        assert not list(backend.blobs.list("segments"))
+
+
 @pytest.mark.parametrize("seed", range(int(os.environ.get("PRESSRUN_TEST_BLACKOUTS", "4"))))
 def test_a_machine_that_loses_power_takes_no_line_with_it(
     own_valkey: OwnValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -349,16 +394,24 @@ def test_a_machine_that_loses_power_takes_no_line_with_it(
             own_valkey.start()
             serve_model(story.backend)
 
-        for _ in range(8):
+        for number in range(8):
             tick(story.backend)
+            story.start(lambda backend, seed=-number: run_shard(backend, batch.id, seed % NUM_SHARDS, seed))  # type: ignore[misc]
+            story.processes[-1].step(story.chance.randint(2, 12))
             for shard in story.chance.sample(range(NUM_SHARDS), 2):
                 story.num_runs += 1
                 run_shard(story.backend, batch.id, shard, story.num_runs)
             story.read()
             if story.chance.random() < 0.7:
                 lose_power()
+        for process in story.chance.sample(story.processes, 4):
+            process.finish()  # They come back from a long stall.
         story.bring_to_an_end()
         done = story.check()
+        for process in story.processes:
+            process.finish()
+            # Scripts that a server was given are gone with it: a worker asks again.
+            assert process.error is None or isinstance(process.error, (*LATE, NoScriptError))
         lose_power()
         story.bring_to_an_end()
         assert story.check() == done

@@ -13,7 +13,7 @@ import pytest
 from pressrun.jobs import quotas
 from pressrun.jobs.backend import Backend
 from pressrun.jobs.errors import QuotaExceeded
-from pressrun.jobs.estimates import COMPLETION_TOKENS, DEFAULT_ANSWER_TOKENS, asked_tokens
+from pressrun.jobs.estimates import COMPLETION_TOKENS, DEFAULT_ANSWER_TOKENS, line_tokens
 from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.quotas import Held, Quotas
 from pressrun.jobs.records import COMPLETIONS, ENDED, Batch
@@ -154,7 +154,7 @@ def test_a_job_beyond_the_tenants_tokens_is_refused_and_leaves_nothing(backend: 
 )
 def test_tokens_are_told_from_bytes_and_from_what_is_asked_for(body: dict[str, Any], tokens: int) -> None:
     endpoint = COMPLETIONS if "prompt" in body else CHAT
-    assert math.ceil(asked_tokens(endpoint, body)) == tokens
+    assert math.ceil(line_tokens(endpoint, body).asked) == tokens
 
 
 # Places

@@ -275,7 +275,8 @@ def halted(backend: Backend, batch: Batch, taken: Claim, before: str) -> Process
     """A worker that stands still as it seals, before it writes (`put`) or before it says so (`seal`)."""
     process = Process(backend, lambda other: seal_shard(other, taken))
     process.step(2 if before == "put" else 3)
-    assert (f"segments/{batch.id}/00000000.output" in backend.blobs.list(f"segments/{batch.id}")) == (before == "seal")
+    written = list(backend.blobs.list(f"segments/{batch.id}"))
+    assert written == [batch.segment_blob(0, "output", taken.owner)] * (before == "seal")
     return process
 
 

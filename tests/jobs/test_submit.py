@@ -278,7 +278,7 @@ def test_a_job_is_answered_and_its_answer_goes_after_its_time(backend: Backend) 
     assert result is not None
     assert (done.status, result["custom_id"], result["response"]["status_code"]) == ("completed", job.id, 200)
     assert backend.store.active("job") == []
-    assert list(backend.job_blobs.list(f"jobs/{job.id}")) == [f"jobs/{job.id}/00000000.output"]
+    assert list(backend.job_blobs.list(f"jobs/{job.id}")) == [job.segment_blob(0, "output", "me")]
     lifetimes = {backend.redis.ttl(key) for key in backend.redis.keys(f"*{job.id}*") if b"rq:" not in key}
     assert all(0 < seconds <= backend.settings.job_ttl_s for seconds in lifetimes), lifetimes
     end_batch(backend, job.id)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from pressrun.jobs.suspects import is_suspect, portion
+from pressrun.jobs.suspects import portion, suspect_from
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 10, 20])
 def test_the_first_attempt_is_made_with_all_lines(most: int) -> None:
     assert portion(64, 1, most) == 64
-    assert not is_suspect(0, most)
+    assert suspect_from(most) > 0
 
 
 def test_with_the_usual_number_of_attempts_one_line_is_left_of_a_shard() -> None:
     assert [portion(64, attempt, 10) for attempt in range(1, 11)] == [64, 64, 64, 32, 16, 8, 4, 2, 1, 1]
-    assert [is_suspect(attempts, 10) for attempts in range(5)] == [False, False, False, True, True]
+    assert suspect_from(10) == 3
 
 
 @pytest.mark.parametrize("deadly", range(0, 64, 7))

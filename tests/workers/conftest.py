@@ -93,8 +93,8 @@ class Farm:
         file = create_file(self.backend, filename="in.jsonl", purpose="batch", chunks=[raw])
         return create_batch(self.backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
 
-    def job(self, text: str) -> Batch:
-        return create_job(self.backend, url=CHAT, body=self.ask("x", text)["body"])
+    def job(self, text: str, priority: int = 0) -> Batch:
+        return create_job(self.backend, url=CHAT, body=self.ask("x", text)["body"], priority=priority)
 
     def until(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
         deadline = time.monotonic() + timeout_s
@@ -136,7 +136,7 @@ def farm_on(redis: Redis, url: str, folder: Path, **changes: Any) -> Farm:
         model=MODEL,
         engine="echo",
         shard_lines=16,
-        lease_s=1.5,
+        lease_s=3,
     )
     return Farm(backend_on(settings, redis), folder)
 

@@ -19,7 +19,7 @@ from pressrun.jobs.ids import job_id
 from pressrun.jobs.queue import QUEUE_OF, rq_queue
 from pressrun.jobs.records import ENDED, Batch, BatchKind
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.store import CARE, FED, batch_key
 from pressrun.jobs.submit import create_job, delete_file, job_result
 from pressrun.jobs.uploads import UPLOADS, add_part, create_upload, find_upload, upload_key
 from pressrun.workers import housekeeping
@@ -191,6 +191,45 @@ def test_the_shard_of_a_silent_worker_goes_to_another_without_its_finished_lines
         assert commit(backend, claim, []) == "lost"
         run_shard(backend, *taken)
         until(lambda: ended(backend, batch))
+
+
+def test_a_shard_that_was_drawn_by_who_died_is_missed_though_nobody_is_to_look_at_its_batch(backend: Backend) -> None:
+    batch = fed(backend)
+    queued_shards(backend)  # It never came to RQ.
+    backend.redis.delete(FED)
+    backend.store.begin_feeding([batch.id])
+    backend.redis.zadd(CARE["batch"], {batch.id: time.time() + 1000})
+    started = time.monotonic()
+    with housekeepers(backend):
+        until(lambda: queue_length(backend) > 0)
+    assert time.monotonic() - started < backend.settings.lease_s
+
+
+def test_batches_are_watched_while_something_is_queued_of_them(backend: Backend) -> None:
+    batch = fed(backend)
+    assert backend.store.fed() == [batch.id]
+    backend.store.end_feeding([batch.id], 60)
+    assert backend.store.fed() == [batch.id]
+    backend.store.end_feeding([batch.id], -2)
+    assert backend.store.fed() == []
+    with housekeepers(backend):  # As an earlier version left it.
+        until(lambda: backend.store.fed() == [batch.id])
+
+
+def test_a_look_that_is_out_of_date_lets_nobody_rest(backend: Backend) -> None:
+    batch = fed(backend)
+    store = backend.store
+    store.look_at(batch.id)
+    early = store.due_for_care("batch", 10, 0.0)
+    assert early.ids == (batch.id,)
+    time.sleep(0.001)
+    late = store.due_for_care("batch", 10, 60.0)
+    assert late.ids == (batch.id,)
+    before = backend.redis.zscore(CARE["batch"], batch.id)
+    store.let_rest(early, {batch.id: time.time() + 1000})
+    assert backend.redis.zscore(CARE["batch"], batch.id) == before
+    store.let_rest(late, {batch.id: 12345678901.0})
+    assert backend.redis.zscore(CARE["batch"], batch.id) == 12345678901.0
 
 
 @pytest.mark.parametrize("how", ["dies", "hands back"])

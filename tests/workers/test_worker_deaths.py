@@ -34,6 +34,21 @@ def test_another_worker_finishes_what_a_killed_one_had_in_hand(farm: Any) -> Non
     check_each_line_once(farm, batch, 150)
 
 
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_a_dead_worker_had_in_hand_runs_elsewhere_within_its_lease(farm: Any, how: signal.Signals) -> None:
+    first = farm.work(step_s=60.0, max_num_seqs=4)  # It never comes to an answer.
+    batch = farm.batch(farm.many(64))
+    farm.until(lambda: farm.backend.shards.num_leased(batch.id) > 0)
+    farm.work()
+    farm.until(lambda: 0 < 64 - farm.num_done(batch) == 16 * farm.backend.shards.num_leased(batch.id))
+    first.send(how)
+    died = time.monotonic()
+    farm.until(lambda: farm.num_done(batch) == 64)
+    assert time.monotonic() - died < farm.backend.settings.lease_s
+    first.send(signal.SIGKILL)
+    check_each_line_once(farm, batch, 64)
+
+
 def test_a_worker_comes_through_the_death_of_its_engine(farm: Any) -> None:
     worker = farm.work(step_s=0.02, max_num_seqs=4)
     batch = farm.batch(farm.many(200))

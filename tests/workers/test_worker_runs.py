@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from typing import Any
+
+from pressrun.jobs.records import ENDED
 
 
 def test_a_batch_runs_to_its_end_and_every_line_is_answered_in_order(farm: Any) -> None:
@@ -66,6 +69,25 @@ def test_a_job_is_answered_ahead_of_a_long_batch(farm: Any) -> None:
     assert job.status == "completed"
     assert time.monotonic() - started < 1.5
     assert farm.num_done(batch) < 100
+
+
+def test_jobs_run_by_priority_and_then_by_arrival(farm: Any) -> None:
+    worker = farm.work(step_s=0.3, max_num_seqs=1)
+    farm.until(farm.cards)
+    worker.send(signal.SIGSTOP)  # So that none is taken before all are there.
+    asked = [0, -5, 9, 0, 100, 9]
+    jobs = [(farm.job("waiting", priority), priority) for priority in asked]
+    worker.send(signal.SIGCONT)
+    ended: dict[str, None] = {}
+
+    def all_ended() -> bool:
+        ended.update(dict.fromkeys(job.id for job, _ in jobs if farm.backend.store.batch(job.id).status in ENDED))
+        return len(ended) == len(jobs)
+
+    farm.until(all_ended)
+    in_order = [job.id for job, _ in sorted(jobs, key=lambda one: -one[1])]
+    # Two are in hand at once, and may change places there.
+    assert all(abs(place - in_order.index(job)) <= 1 for place, job in enumerate(ended))
 
 
 def test_several_choices_of_several_prompts_come_back_in_their_places(farm: Any) -> None:
