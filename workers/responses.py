@@ -6,7 +6,7 @@ Token ids become text here, once a line is complete. Knows nothing of where the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +17,20 @@ from ..jobs.lines import answered, refused
 from ..jobs.records import LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from .prompts import Body, Prepared, Tokenizer
+from .said import NOTHING, Said, num_thinking_tokens, said_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What one sequence says: its text, and the log-probabilities of the tokens that the text is made of."""
+    """What one sequence says: its text, and the log-probabilities of the tokens that the text is made of.
+
+    Of a chat, what its text means is `said`.
+    """
 
     text: str
     finish_reason: str
     logprobs: list[TokenLogprob] | None
+    said: Said = NOTHING
 
 
 def result_of(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) -> LineResult:
@@ -41,12 +46,14 @@ def result_of(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenize
 def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) -> tuple[dict[str, Any], Usage]:
     """The response body of a line that ran, and what it used."""
     body = prepared.body
-    usage = _usage(prepared, outputs)
-    choices = [choice_of(body, output, tokenizer) for output in outputs]
+    choices = [choice_of(body, output, tokenizer, prepared.kept_tokens) for output in outputs]
+    chat = isinstance(body, ChatCompletionRequest)
+    if chat:
+        choices = [replace(choice, said=said_in(prepared.new_parser(), choice.text)) for choice in choices]
+    usage = _usage(prepared, outputs, _num_thinking_tokens(prepared, outputs, choices, tokenizer))
     if isinstance(body, CompletionRequest) and body.echo:
         texts = _prompt_texts(body, prepared, tokenizer)
         choices = [replace(choice, text=texts[i // body.n] + choice.text) for i, choice in enumerate(choices)]
-    chat = isinstance(body, ChatCompletionRequest)
     fields: dict[str, Any] = {
         "id": passing_id("chatcmpl-" if chat else "cmpl-"),
         "object": "chat.completion" if chat else "text_completion",
@@ -58,16 +65,18 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
         "usage": _usage_fields(usage),
         "system_fingerprint": None,
     }
+    if isinstance(body, ChatCompletionRequest) and body.service_tier is not None:
+        fields["service_tier"] = "default"
     return fields, usage
 
 
-def choice_of(body: Body, output: Output, tokenizer: Tokenizer) -> Choice:
+def choice_of(body: Body, output: Output, tokenizer: Tokenizer, keep: Collection[int] = ()) -> Choice:
     """The visible part of a sequence: neither the token that ended it, nor its stop string, unless asked for."""
     tokens = output.token_ids
     by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
     if by_token and not body.include_stop_str_in_output:
         tokens = tokens[:-1]
-    text = tokenizer.decode(tokens, skip_special_tokens=body.skip_special_tokens)
+    text = tokenizer.decode(tokens, skip_special_tokens=body.skip_special_tokens, keep=keep)
     logprobs = None if output.logprobs is None else output.logprobs[: len(tokens)]
     if isinstance(output.stop_reason, str):
         # What stands before min_tokens does not stop a sequence, so there the last one is meant.
@@ -97,7 +106,16 @@ def _within(logprobs: list[TokenLogprob] | None, size: int, tokenizer: Tokenizer
     return logprobs[:kept]
 
 
-def _usage(prepared: Prepared, outputs: Sequence[Output]) -> Usage:
+def _num_thinking_tokens(
+    prepared: Prepared, outputs: Sequence[Output], choices: Sequence[Choice], tokenizer: Tokenizer
+) -> int:
+    return sum(
+        num_thinking_tokens(choice.said, output.token_ids, prepared.style, tokenizer)
+        for choice, output in zip(choices, outputs, strict=True)
+    )
+
+
+def _usage(prepared: Prepared, outputs: Sequence[Output], num_thinking_tokens: int) -> Usage:
     """A prompt counts once, however many choices it has; as cached counts what was there before the line came."""
     n = prepared.body.n
     cached = (min(output.num_cached_tokens for output in outputs[at : at + n]) for at in range(0, len(outputs), n))
@@ -105,6 +123,7 @@ def _usage(prepared: Prepared, outputs: Sequence[Output]) -> Usage:
         input_tokens=sum(map(len, prepared.prompts)),
         cached_tokens=sum(cached),
         output_tokens=sum(len(output.token_ids) for output in outputs),
+        reasoning_tokens=num_thinking_tokens,
     )
 
 
@@ -127,10 +146,26 @@ def _chat_choice(place: int, choice: Choice, tokenizer: Tokenizer) -> dict[str, 
     content = None if choice.logprobs is None else [_chat_token(entry, tokenizer) for entry in choice.logprobs]
     return {
         "index": place,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
+        "message": _message(choice.said),
         "logprobs": None if content is None else {"content": content, "refusal": None},
-        "finish_reason": choice.finish_reason,
+        "finish_reason": chat_finish_reason(choice.finish_reason, calls_tools=bool(choice.said.calls)),
     }
+
+
+def chat_finish_reason(reason: str, *, calls_tools: bool) -> str:
+    """OpenAI's word for how a chat choice ended."""
+    return "tool_calls" if calls_tools and reason == "stop" else reason
+
+
+def _message(said: Said) -> dict[str, Any]:
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in said.calls
+    ]
+    content = said.content or (None if calls or said.thoughts else "")
+    fields: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+    fields |= {"tool_calls": calls} if calls else {}
+    return fields | ({"reasoning_content": said.thoughts} if said.thoughts else {})
 
 
 def _chat_token(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from ..engine.request import Output
+from ..jobs.labels import LABELS
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 
 MOST_ANSWERS = 4096
@@ -24,7 +25,7 @@ def digest_of(url: str, body: ChatCompletionRequest | CompletionRequest) -> byte
     """The same for requests that mean the same, however they are written; None where chance has a say."""
     if body.temperature > 0 and body.seed is None:
         return None
-    canonical = json.dumps([url, body.model_dump()], separators=(",", ":"))
+    canonical = json.dumps([url, body.model_dump(exclude=LABELS)], separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
 
 

@@ -37,6 +37,7 @@ from .housekeeping import Housekeeper
 from .intake import Intake, Taken
 from .ledger import Ledger
 from .meter import Meter
+from .parsing.style import style_of
 from .patience import PATIENCE_S, patiently
 from .prompts import Prepared, Prompts, Tokenizer
 from .responses import result_of
@@ -197,7 +198,7 @@ class PressrunWorker(RqDesk):
             id=settings.model_name, max_model_len=info.max_model_len, created=int(time.time()), worker=self.name
         )
         self._touch_model()
-        prompts = Prompts(self.tokenizer, info, settings.model_name)
+        prompts = Prompts(self.tokenizer, info, settings.model_name, style_of(settings, self.tokenizer))
         self.intake = Intake(self.backend, prompts, self.waker, self._patiently)
         # Validation asks which models are served, so it must not begin before ours is.
         keep_house = Housekeeper(self.backend).run
