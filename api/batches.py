@@ -45,7 +45,9 @@ class BatchCreate(BaseModel):
     input_file_id: str = Field(
         description="A file uploaded with purpose `batch`, or an `s3://bucket/key` of `PRESSRUN_S3_INPUTS`."
     )
-    endpoint: str = Field(description="`/v1/chat/completions` or `/v1/completions`; that of every line.")
+    endpoint: str = Field(
+        description="`/v1/chat/completions`, `/v1/completions` or `/v1/responses`; that of every line."
+    )
     completion_window: str = Field(description="A duration from `1m` to `30d`, such as `24h`.")
     # `submit` words what is wrong with a pair, and under which name, better than pydantic would.
     metadata: SkipValidation[dict[str, str] | None] = Field(

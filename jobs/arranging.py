@@ -88,6 +88,12 @@ class Beginnings:
 def prompt_bytes(body: dict[str, Any]) -> bytes:
     """What a request begins with, as far as it can be told from its body; nothing for what is not understood."""
     messages = body.get("messages")
+    if "input" in body:
+        given = body["input"]
+        messages = [
+            {"content": body.get("instructions")},
+            *(given if isinstance(given, list) else [{"content": given}]),
+        ]
     if isinstance(messages, list):
         return b"\0".join(_text(message.get("content")) for message in messages if isinstance(message, dict))
     prompt = body.get("prompt")

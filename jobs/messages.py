@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from .strict import Strict, Text, json_object, missing, whole_json
 
@@ -16,6 +16,18 @@ MAX_CALLS = 128
 MEDIA = {"image", "image_url", "input_audio", "audio_url", "video_url", "file"}
 # Of a message, beside its role, content and name.
 ASSISTANTS = ("tool_calls", "refusal", "reasoning_content", "annotations")
+
+
+def _spells_an_object(value: str) -> str:
+    try:
+        whole = json_object(value)
+    except ValueError as error:
+        raise ValueError("it must be a string that spells a JSON object") from error
+    whole_json(whole)
+    return value
+
+
+Arguments = Annotated[Text, AfterValidator(_spells_an_object)]
 
 
 class Part(Strict):
@@ -51,17 +63,7 @@ class CalledFunction(Strict):
     """Which function the assistant called, and with what: a JSON object in a string."""
 
     name: Text = Field(min_length=1)
-    arguments: Text
-
-    @field_validator("arguments")
-    @classmethod
-    def _an_object(cls, value: str) -> str:
-        try:
-            whole = json_object(value)
-        except ValueError as error:
-            raise ValueError("it must be a string that spells a JSON object") from error
-        whole_json(whole)
-        return value
+    arguments: Arguments
 
 
 class ToolCall(Strict):

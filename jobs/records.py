@@ -31,7 +31,8 @@ ENDED: frozenset[BatchStatus] = frozenset(status for status, moves in MOVES.item
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
-ENDPOINTS = (CHAT, COMPLETIONS)
+RESPONSES = "/v1/responses"
+ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES)
 DEFAULT_TENANT = "default"
 
 

@@ -16,7 +16,8 @@ from .errors import UserError
 from .invalid import invalid_type, user_error, whole_text
 from .labels import Labels
 from .messages import Message
-from .records import CHAT, COMPLETIONS
+from .records import CHAT, COMPLETIONS, RESPONSES
+from .response_requests import in_own_terms, parse_responses
 from .strict import Strict, Text
 from .templated import Templated
 from .tools import Tooled
@@ -180,7 +181,12 @@ BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest]] = {
 
 
 def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | CompletionRequest:
-    """The request in `body`, for one of `BODIES`' endpoints. Raises UserError that names the field and the fix."""
+    """The request in `body`, sent to an endpoint; of `/v1/responses` the chat request that asks the same.
+
+    Raises UserError that names the field and the fix.
+    """
+    if endpoint == RESPONSES:
+        return _as_chat(body)
     if not isinstance(body, dict):
         raise invalid_type("body", "an object", body)
     given = {name: value for name, value in body.items() if value is not None}
@@ -191,6 +197,14 @@ def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | Completio
         return BODIES[endpoint].model_validate(given)
     except ValidationError as error:
         raise _in_openais_words(user_error(error.errors(include_url=False)), given) from error
+
+
+def _as_chat(body: object) -> ChatCompletionRequest | CompletionRequest:
+    asked = parse_responses(body)
+    try:
+        return parse_body(CHAT, asked.as_chat())
+    except UserError as error:
+        raise in_own_terms(error) from error
 
 
 def _in_openais_words(error: UserError, given: Mapping[str, Any]) -> UserError:

@@ -20,7 +20,7 @@ from .errors import BlobMissing, UserError
 from .estimates import DEFAULT_ANSWER_TOKENS, asked_tokens, line_tokens
 from .line_options import line_options
 from .lines import split_lines
-from .records import CHAT, Batch, BatchError, Shard
+from .records import CHAT, RESPONSES, Batch, BatchError, Shard
 from .settings import Settings
 
 MAX_ERRORS = 1000
@@ -245,7 +245,7 @@ def _check_envelope(batch: Batch, line: dict[str, Any], number: int, found: _Fin
 
 def _check_body(batch: Batch, body: dict[str, Any], number: int, models: set[str], found: _Findings) -> None:
     if body.get("stream"):
-        kind = "Chat Completions" if batch.endpoint == CHAT else "Completions"
+        kind = {CHAT: "Chat Completions", RESPONSES: "Responses"}.get(batch.endpoint, "Completions")
         message = f"{kind}: Streaming is not supported in the Batch API."
         found.add(number, "streaming_unsupported", message, "body.stream")
     model = body.get("model")

@@ -18,8 +18,9 @@ from ..engine.request import ModelInfo, Request, SamplingParams
 from ..jobs.errors import UserError
 from ..jobs.line_options import line_options
 from ..jobs.lines import refused
-from ..jobs.records import Line, LineResult
+from ..jobs.records import RESPONSES, Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
+from ..jobs.response_requests import in_own_terms
 from .chats import PLAINLY, Rendering, messages_of, rendering_of
 from .deltas import Parser, PlainParser
 from .parsing.style import PLAIN, Style, parser_of
@@ -132,9 +133,9 @@ class Prompts:
             params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
             _check_echo(body, prompts)
-            twin = digest_of(line.url, body)
+            twin = digest_of(line.url, body, shown=line.body if line.url == RESPONSES else None)
         except UserError as error:
-            return refused(line, error)
+            return refused(line, in_own_terms(error) if line.url == RESPONSES else error)
         except Exception:
             # The edge of one line: whatever a tokenizer or template does with it, its neighbours are to run.
             log.exception("line %d (%r) could not be prepared", line.index, line.custom_id)

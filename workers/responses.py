@@ -7,30 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..engine.request import Output, TokenLogprob
 from ..jobs.errors import UserError
 from ..jobs.ids import passing_id
 from ..jobs.lines import answered, refused
-from ..jobs.records import LineResult, Usage
+from ..jobs.records import RESPONSES, LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
+from ..jobs.response_requests import parse_responses
 from .prompts import Body, Prepared, Tokenizer
-from .said import NOTHING, Said, num_thinking_tokens, said_in
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What one sequence says: its text, and the log-probabilities of the tokens that the text is made of.
-
-    Of a chat, what its text means is `said`.
-    """
-
-    text: str
-    finish_reason: str
-    logprobs: list[TokenLogprob] | None
-    said: Said = NOTHING
+from .response_objects import response_object
+from .said import Choice, Said, num_thinking_tokens, said_in
 
 
 def result_of(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) -> LineResult:
@@ -54,6 +43,8 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
     if isinstance(body, CompletionRequest) and body.echo:
         texts = _prompt_texts(body, prepared, tokenizer)
         choices = [replace(choice, text=texts[i // body.n] + choice.text) for i, choice in enumerate(choices)]
+    if prepared.line.url == RESPONSES:
+        return response_object(parse_responses(prepared.line.body), choices[0], usage), usage
     fields: dict[str, Any] = {
         "id": passing_id("chatcmpl-" if chat else "cmpl-"),
         "object": "chat.completion" if chat else "text_completion",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..engine.request import TokenLogprob
 from .deltas import Parser, ToolCallDelta
 from .parsing.style import Style
 from .prompts import Tokenizer
@@ -23,6 +24,19 @@ class Said:
 
 
 NOTHING = Said()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What one sequence says: its text, and the log-probabilities of the tokens that the text is made of.
+
+    Of a chat, what its text means is `said`.
+    """
+
+    text: str
+    finish_reason: str
+    logprobs: list[TokenLogprob] | None
+    said: Said = NOTHING
 
 
 def said_in(parser: Parser, text: str) -> Said:

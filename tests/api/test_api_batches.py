@@ -238,7 +238,8 @@ def test_an_unsupported_endpoint_is_refused_with_the_supported_ones(api: Api) ->
     error = refusal(api, endpoint="/v1/embeddings")
     assert (error["param"], error["code"]) == ("endpoint", "invalid_value")
     assert error["message"] == (
-        "Invalid value: '/v1/embeddings'. Supported values are: '/v1/chat/completions', '/v1/completions'."
+        "Invalid value: '/v1/embeddings'. "
+        "Supported values are: '/v1/chat/completions', '/v1/completions', '/v1/responses'."
     )
 
 
