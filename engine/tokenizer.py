@@ -15,7 +15,6 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ class Tokenizer:
         self._hidden_names = {name: secrets.token_hex(16) for name in self.special_tokens}
         self._joint = secrets.token_hex(16)
         self._beginnings = _beginnings(self.special_tokens)
+        self._firsts = frozenset(name[0] for name in self.special_tokens)
         self._secret = _renamed(self._fast, self._secret_names)
 
     @property
@@ -107,17 +107,25 @@ class Tokenizer:
             rendered = self._tokenizer.apply_chat_template(
                 hidden["messages"], tokenize=False, **how, **hidden["options"]
             )
-        except (TemplateError, TypeError, KeyError, ValueError) as e:
+        except (
+            TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as e:
             raise EngineError(f"the chat template does not accept these messages: {self._shown(str(e))}") from e
         return self._shown(_replaced(str(rendered), self._secret_names))
 
     def _hidden(self, text: str) -> str:
         """A client's text as a template sees it."""
+        if not any(first in text for first in self._firsts):
+            return text  # Nearly every text of many short ones, such as tools are made of.
         text = _replaced(text, self._hidden_names)
         end = text.rstrip()
-        if not any(first in end[-self._beginnings.longest :] for first in self._beginnings.firsts):
-            return text
-        return end + self._joint + text[len(end) :] if end.endswith(self._beginnings.all) else text
+        return end + self._joint + text[len(end) :] if end.endswith(self._beginnings) else text
 
     def _shown(self, text: str) -> str:
         """The same with the client's text as it was."""
@@ -125,22 +133,10 @@ class Tokenizer:
         return _replaced(text, {hidden_name: name for name, hidden_name in self._hidden_names.items()})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Beginnings:
-    """All texts that special tokens begin with, the longest's length, and the characters that they begin with."""
-
-    all: tuple[str, ...]
-    longest: int
-    firsts: frozenset[str]
-
-
-def _beginnings(names: Collection[str]) -> _Beginnings:
-    """Of all special tokens but those that begin as words do: words are not to be taken apart."""
+def _beginnings(names: Collection[str]) -> tuple[str, ...]:
+    """What special tokens begin with, but for those that begin as words do: words are not to be taken apart."""
     marked = [name for name in names if not name[0].isalnum()]
-    found = {name[:size] for name in marked for size in range(1, len(name))}
-    return _Beginnings(
-        all=tuple(found), longest=max(map(len, found), default=0) + 1, firsts=frozenset(name[0] for name in marked)
-    )
+    return tuple({name[:size] for name in marked for size in range(1, len(name))})
 
 
 def _renamed(tokenizer: FastTokenizer, names: Mapping[str, str]) -> FastTokenizer:

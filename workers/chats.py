@@ -39,7 +39,7 @@ def messages_of(body: ChatCompletionRequest) -> list[dict[str, Any]]:
 def rendering_of(body: ChatCompletionRequest, style: Style) -> Rendering:
     """How the request wants its messages written down. Raises UserError for what the template has no use for."""
     _check_template(body, style)
-    tools = [tool.model_dump(exclude_none=True) for tool in body.offered]
+    tools = tuple(tool.model_dump(exclude_none=True) for tool in body.offered)
     if body.tools:
         _check_tools(body, style)
     for name in body.template_options:

@@ -9,7 +9,7 @@ import heapq
 import json
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from types import MappingProxyType
 from typing import Any
@@ -107,15 +107,21 @@ class ByteTokenizer:
         return self.encode(words)
 
     def chat(self, messages: Sequence[dict[str, Any]], how: Rendering = PLAINLY) -> Sequence[int]:
-        told = {"tools": how.tools, **how.options} if how.tools else how.options
-        about = [f"{name}: {json.dumps(value)}" for name, value in told.items()]
-        return "\n".join([*about, *map(_written, messages)]).encode()
+        return "\n".join([*_told(how), *map(_written, messages)]).encode()
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, keep: Collection[int] = ()) -> str:
         return bytes(token_ids).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])
+
+
+def _told(how: Rendering) -> list[str]:
+    """All that is not as usual."""
+    if how == PLAINLY:
+        return []
+    given = asdict(how)
+    return [f"{name}: {json.dumps(given[name])}" for name, usual in asdict(PLAINLY).items() if given[name] != usual]
 
 
 def _written(message: dict[str, Any]) -> str:

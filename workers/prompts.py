@@ -129,7 +129,8 @@ class Prompts:
             self._check_model(body)
             prompts = self._tokens(body)
             bad_words = self._bad_words(body)
-            grammar = self._grammar(body, prompts[0])
+            thinks = isinstance(body, ChatCompletionRequest) and self._opens_a_thought(prompts[0])
+            grammar = self._grammar(body, thinks=thinks)
             params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
             _check_echo(body, prompts)
@@ -148,7 +149,7 @@ class Prompts:
             twin=twin,
             timeout_s=options.timeout_s,
             style=self.style,
-            thinks=self._opens_a_thought(prompts[0]),
+            thinks=thinks,
         )
 
     def _check_model(self, body: Body) -> None:
@@ -208,11 +209,11 @@ class Prompts:
             message = f"Invalid value for '{field}': {fault.reason}."
             raise UserError(message, param=field, code="invalid_value")
 
-    def _grammar(self, body: Body, prompt: Sequence[int]) -> str | None:
+    def _grammar(self, body: Body, *, thinks: bool) -> str | None:
         """What the answer must follow so that it calls the tools that it must call; None where it is free."""
         if not isinstance(body, ChatCompletionRequest):
             return None
-        return grammar_of_tools(body, self.style, thinks=self._opens_a_thought(prompt))
+        return grammar_of_tools(body, self.style, thinks=thinks)
 
     def _params(
         self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...], grammar: str | None

@@ -151,6 +151,12 @@ def test_messages_that_a_template_rejects_are_a_clear_error(smollm2: Path, tmp_p
         Tokenizer(folder).encode_chats([[user("x")]])
 
 
+@pytest.mark.parametrize("fault", ["1 // 0", "[][0].x", "messages.y.z", "'a' + 1", "range(10 ** 9)"])
+def test_whatever_a_template_stumbles_over_is_a_clear_error(tokenizer: Tokenizer, fault: str) -> None:
+    with pytest.raises(EngineError, match="does not accept these messages"):
+        tokenizer.encode_chats([[user("x")]], template="{{ " + fault + " }}")
+
+
 def test_a_folder_without_a_template_or_a_tokenizer_is_a_clear_error(smollm2: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(smollm2, folder)

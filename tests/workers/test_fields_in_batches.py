@@ -32,9 +32,19 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "ways": ({"modalities": ["text"], "verbosity": "medium", "priority": -3, "n": 1}, "user: hi"),
     "effort": (
         {"reasoning_effort": "high", "verbosity": "low"},
-        'reasoning_effort: "high"\nverbosity: "low"\nuser: hi',
+        'options: {"reasoning_effort": "high", "verbosity": "low"}\nuser: hi',
     ),
-    "kwargs": ({"chat_template_kwargs": {"enable_thinking": False}}, "enable_thinking: false\nuser: hi"),
+    "kwargs": ({"chat_template_kwargs": {"enable_thinking": False}}, 'options: {"enable_thinking": false}\nuser: hi'),
+    "special tokens": ({"add_special_tokens": True}, "add_special_tokens: true\nuser: hi"),
+    "no opening": ({"add_generation_prompt": False}, "add_generation_prompt: false\nuser: hi"),
+    "continued": (
+        {
+            "messages": [{"role": "assistant", "content": "One,"}],
+            "add_generation_prompt": False,
+            "continue_final_message": True,
+        },
+        "add_generation_prompt: false\ncontinue_final_message: true\nassistant: One,",
+    ),
     "tool_choice none": ({"tools": [TOOL], "tool_choice": "none"}, "user: hi"),
     "roles": (
         {
@@ -82,6 +92,17 @@ def test_each_field_of_a_chat_line_is_honoured_or_refused_by_name(calling_farm: 
     assert [line["custom_id"] for line in output] == list(CASES)
     found = {line["custom_id"]: line["response"]["body"]["error"]["param"] for line in errors}
     assert found == {name: param for name, (_, param) in REFUSED.items()}
+
+
+def test_a_line_may_bring_a_template_where_it_is_trusted(
+    farm: Farm, redis: Any, redis_server: str, tmp_path: Any
+) -> None:
+    farm.backend = farm_on(redis, redis_server, tmp_path, trust_request_chat_template=True).backend
+    farm.work()
+    output, errors = farm.results(farm.batch([farm.ask("a", chat_template="{{ x }}", max_tokens=None)]))
+    assert not errors
+    content = output[0]["response"]["body"]["choices"][0]["message"]["content"]
+    assert content == 'template: "{{ x }}"\nuser: hi'
 
 
 def test_a_line_calls_tools_and_thinks(calling_farm: Farm) -> None:
