@@ -45,11 +45,10 @@ class ResponseFormat(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream tells beside the text."""
+    """What a stream holds beside the choices. Obfuscation would only make chunks longer: there is none."""
 
     include_usage: bool = False
-    # Padding against guesses from the sizes of encrypted packets: there is none to be switched off.
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: bool = False
 
 
 class Sampled(Strict):
@@ -88,9 +87,9 @@ class Sampled(Strict):
 
     @field_validator("stream_options")
     @classmethod
-    def _of_streams_only(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+    def _needs_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
         if value is not None and not info.data.get("stream"):
-            raise ValueError("it is only allowed when 'stream' is true")
+            raise ValueError("it is only for requests with 'stream': true")
         return value
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from ..jobs.response_requests import in_own_terms
 from .chats import PLAINLY, Rendering, messages_of, rendering_of
 from .deltas import Parser, PlainParser
 from .parsing.style import PLAIN, Style, parser_of
+from .thought_grammars import after_thought
 from .tool_grammars import grammar_of_tools
 from .twins import digest_of
 
@@ -213,7 +214,8 @@ class Prompts:
         """What the answer must follow so that it calls the tools that it must call; None where it is free."""
         if not isinstance(body, ChatCompletionRequest):
             return None
-        return grammar_of_tools(body, self.style, thinks=thinks)
+        grammar = grammar_of_tools(body, self.style)
+        return None if grammar is None else after_thought(grammar, self.style, thinks=thinks)
 
     def _params(
         self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...], grammar: str | None

@@ -1,7 +1,6 @@
 """Grammars that an answer cannot leave, so that it calls the tools that it must call, with arguments by their schemas.
 
-In llguidance's variant of Lark, with the schemas inside. A special token is not text there and has to be named by its
-id. Knows nothing of engines.
+In llguidance's variant of Lark, with the schemas inside. Knows nothing of engines, nor of thoughts.
 """
 
 from __future__ import annotations
@@ -17,9 +16,15 @@ from ..jobs.requests import ChatCompletionRequest
 from ..jobs.tools import Tool
 from .parsing import hermes, mistral
 from .parsing.style import Style
+from .thought_grammars import ANY_TEXT, literal, text_up_to
 
 NO_PARAMETERS: Mapping[str, Any] = {"properties": {}, "additionalProperties": False}
-PREAMBLE = ("%llguidance {}", r"TEXT: /(.|\n)*/")
+# Whatever a schema says of itself: what is not followed is refused, and no model loses itself in white space.
+EXACTLY: Mapping[str, Any] = {
+    "lenient": False,
+    "coerce_one_of": False,
+    "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +35,10 @@ class _Offer:
     schema: str
 
 
-def grammar_of_tools(body: ChatCompletionRequest, style: Style, *, thinks: bool) -> str | None:
+def grammar_of_tools(body: ChatCompletionRequest, style: Style) -> str | None:
     """The serialised grammar of an answer that must call tools, or whose calls must be strict; None for any other.
 
-    A thought may come first; where the prompt `thinks` already it must end. Raises UserError that names the field for
-    schemas that cannot be followed, and for formats that cannot be forced.
+    Raises UserError that names the field for schemas that cannot be followed, and for formats that cannot be forced.
     """
     forced = bool(body.wanted)
     if not forced and not any(tool.function.strict for tool in body.offered):
@@ -50,13 +54,13 @@ def grammar_of_tools(body: ChatCompletionRequest, style: Style, *, thinks: bool)
     several = body.parallel_tool_calls is not False
     from llguidance import LLMatcher
 
-    lark = "\n".join([*PREAMBLE, *_start(style, thinks=thinks), *rules_of(offers, style, forced, several)])
+    lark = "\n".join(["start: answer", ANY_TEXT, *rules_of(offers, style, forced, several)])
     return str(LLMatcher.grammar_from_lark(lark))
 
 
 def _offer(tool: Tool, *, any_arguments: bool) -> _Offer:
     schema = {} if any_arguments else tool.function.parameters or NO_PARAMETERS
-    return _Offer(name=tool.function.name, schema=json.dumps({"type": "object", **schema}))
+    return _Offer(name=tool.function.name, schema=json.dumps({"type": "object", **schema, "x-guidance": EXACTLY}))
 
 
 def _check_schemas(body: ChatCompletionRequest) -> None:
@@ -76,21 +80,12 @@ def _fault(schema: str) -> str:
     return LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema)).partition("\n")[0]
 
 
-def _start(style: Style, *, thinks: bool) -> list[str]:
-    """The rules of the whole: an answer, with a thought before it in models that think."""
-    tags = style.thoughts
-    if tags is None:
-        return ["start: answer"]
-    start = "start: thought GAP answer" if thinks else f"start: ({_literal(tags.open, style)} thought GAP)? answer"
-    return [start, r"GAP: /\s*/", _text_up_to(tags.close, style, "thought")]
-
-
 def _hermes(offers: Sequence[_Offer], style: Style, forced: bool, several: bool) -> list[str]:
-    end = f'"\\n" function "\\n" {_literal(hermes.CLOSE, style)}'
-    call = f"{_literal(hermes.OPEN, style)} {end}"
+    end = f'"\\n" function "\\n" {literal(hermes.CLOSE, style)}'
+    call = f"{literal(hermes.OPEN, style)} {end}"
     if forced:
         return [f"answer: {call}" + (f' ("\\n" {call})*' if several else ""), *_functions(offers, "arguments")]
-    return [f"answer: (lead {end})* TEXT", _text_up_to(hermes.OPEN, style, "lead"), *_functions(offers, "arguments")]
+    return [f"answer: (lead {end})* TEXT", text_up_to(hermes.OPEN, style, "lead"), *_functions(offers, "arguments")]
 
 
 def _llama3(offers: Sequence[_Offer], style: Style, forced: bool, several: bool) -> list[str]:
@@ -105,16 +100,16 @@ def _llama3(offers: Sequence[_Offer], style: Style, forced: bool, several: bool)
 def _mistral(offers: Sequence[_Offer], style: Style, forced: bool, several: bool) -> list[str]:
     if mistral.ARGS in style.markers:
         end, functions = "function", _named_functions(offers, style)
-        calls = f"({_literal(mistral.MARKER, style)} function)" + ("+" if several else "")
+        calls = f"({literal(mistral.MARKER, style)} function)" + ("+" if several else "")
     else:
         end, functions = (
             '"[" function' + (' (", " function)*' if several else "") + ' "]"',
             _functions(offers, "arguments"),
         )
-        calls = f"{_literal(mistral.MARKER, style)} {end}"
+        calls = f"{literal(mistral.MARKER, style)} {end}"
     if forced:
         return [f"answer: {calls}", *functions]
-    return [f"answer: (lead {end})* TEXT", _text_up_to(mistral.MARKER, style, "lead"), *functions]
+    return [f"answer: (lead {end})* TEXT", text_up_to(mistral.MARKER, style, "lead"), *functions]
 
 
 _RULES: Mapping[str, Callable[[Sequence[_Offer], Style, bool, bool], list[str]]] = {
@@ -132,20 +127,10 @@ def _functions(offers: Sequence[_Offer], key: str) -> list[str]:
 
 def _named_functions(offers: Sequence[_Offer], style: Style) -> list[str]:
     """The same where the name stands before the arguments."""
-    args = _literal(mistral.ARGS, style)
+    args = literal(mistral.ARGS, style)
     return _choices(offers, [f'"{offer.name}" {args} arguments_{place}' for place, offer in enumerate(offers)])
 
 
 def _choices(offers: Sequence[_Offer], calls: Sequence[str]) -> list[str]:
     arguments = [f"arguments_{place}: %json {offer.schema}" for place, offer in enumerate(offers)]
     return [f"function: {' | '.join(calls)}", *arguments]
-
-
-def _text_up_to(marker: str, style: Style, name: str) -> str:
-    """The rule `name` for any text up to the end of a marker, of which there is none before."""
-    lazy = "" if marker in style.markers else "[lazy]"
-    return f"{name}{lazy}: TEXT {_literal(marker, style)}"
-
-
-def _literal(text: str, style: Style) -> str:
-    return f"<[{style.markers[text]}]>" if text in style.markers else json.dumps(text)

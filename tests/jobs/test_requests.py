@@ -130,7 +130,7 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
         ({"str": 1}, "str", "unknown_parameter", "argument supplied: str"),
         ({"best_of": 1}, "best_of", "unknown_parameter", "argument supplied: best_of"),
         ({"priority": 101}, "priority", "invalid_value", "less than or equal to 100"),
-        ({"stream_options": {}}, "stream_options", "invalid_value", "only allowed when 'stream' is true"),
+        ({"stream_options": {}}, "stream_options", "invalid_value", "only for requests with 'stream': true"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter", "'stream_options.x'"),
         ({"store": True}, "store", "invalid_value", "answers are not stored"),
         ({"service_tier": "flex"}, "service_tier", "invalid_value", "no tier 'flex' here"),
