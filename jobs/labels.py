@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from .invalid import whole_text
 from .strict import Strict, Text
@@ -17,9 +17,14 @@ LABELS = {
 }  # fmt: skip
 
 
-def _few_and_short(value: dict[str, str]) -> dict[str, str]:
-    if len(value) > 16:
+def _few(value: Any) -> Any:
+    """The same. Counted before pydantic looks at the entries, of which a million may be wrong."""
+    if isinstance(value, dict) and len(value) > 16:
         raise ValueError(f"it has {len(value)} properties, and at most 16 are allowed")
+    return value
+
+
+def _short(value: dict[str, str]) -> dict[str, str]:
     long = next((key for key, text in value.items() if len(key) > 64 or len(text) > 512), None)
     if long is not None:
         raise ValueError("its keys have at most 64 characters and its values at most 512")
@@ -29,7 +34,7 @@ def _few_and_short(value: dict[str, str]) -> dict[str, str]:
 class Labels(Strict):
     """Nobody's concern but the client's."""
 
-    metadata: Annotated[dict[Text, Text], AfterValidator(_few_and_short)] | None = None
+    metadata: Annotated[dict[Text, Text], BeforeValidator(_few), AfterValidator(_short)] | None = None
     prompt_cache_key: Text | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     safety_identifier: Annotated[str, Field(max_length=64), AfterValidator(whole_text)] | None = None

@@ -106,7 +106,7 @@ class ChatCompletionRequest(Sampled, Templated, Tooled, Labels):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1, fail_fast=True)] | None = None
     response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")

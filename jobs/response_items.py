@@ -99,7 +99,7 @@ class ThoughtItem(_Item):
 
     type: Literal["reasoning"]
     summary: Annotated[list[Any], Field(max_length=0)] = Field([])
-    content: list[ReasoningText] | None = None
+    content: Annotated[list[ReasoningText], Field(fail_fast=True)] | None = None
     encrypted_content: None = None
 
 

@@ -16,7 +16,7 @@ from .invalid import invalid_type, user_error
 from .labels import Labels
 from .response_items import Item, MessageItem, messages_of_items
 from .strict import JsonObject, Strict, Text, missing
-from .tools import Function, Name
+from .tools import MAX_TOOLS, Function, Name
 
 UNSERVED = {
     "background", "background_options", "context_management", "conversation", "image", "max_tool_calls", "moderation",
@@ -85,7 +85,7 @@ class ResponsesRequest(Labels):
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    tools: list[FunctionTool] = Field([], max_length=128)
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] = Field([])
     tool_choice: Choice = Choice(type="auto", name=None)
     parallel_tool_calls: bool = True
     text: TextOptions = TextOptions()
@@ -162,7 +162,7 @@ def parse_responses(body: object) -> ResponsesRequest:
 def in_own_terms(error: UserError) -> UserError:
     """An error that was found in the chat request, about the field of this one."""
     name, dot, rest = (error.param or "").partition(".")
-    if name not in CHAT_NAMES:
-        return error
+    if name not in CHAT_NAMES or error.code == "unknown_parameter":
+        return error  # Of a field that is not in the chat request, the name is the client's own.
     message = error.message.replace(f"'{name}'", f"'{CHAT_NAMES[name]}'")
     return UserError(message, param=CHAT_NAMES[name] + dot + rest, code=error.code, status=error.status)

@@ -17,8 +17,11 @@ MAX_FIELDS = 100
 
 
 def whole_json(value: Any) -> Any:
-    """The same plain data. ValueError where a text in it holds half of a surrogate pair."""
-    whole_text(json.dumps(value, ensure_ascii=False))
+    """The same plain data. ValueError where a text in it holds half of a surrogate pair, or it is nested too deep."""
+    try:
+        whole_text(json.dumps(value, ensure_ascii=False))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
     return value
 
 

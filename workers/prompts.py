@@ -90,7 +90,10 @@ class Prepared:
     @property
     def kept_tokens(self) -> frozenset[int]:
         """The special tokens that the parser must see."""
-        return self.style.kept if isinstance(self.body, ChatCompletionRequest) else frozenset()
+        body = self.body
+        return (
+            self.style.kept(with_tools=bool(body.offered)) if isinstance(body, ChatCompletionRequest) else frozenset()
+        )
 
     @property
     def num_choices(self) -> int:

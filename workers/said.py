@@ -57,7 +57,7 @@ def num_thinking_tokens(said: Said, tokens: Sequence[int], style: Style, tokeniz
     if style.close_id is not None:
         return tokens.index(style.close_id) + 1 if style.close_id in tokens else len(tokens)
     # Where the tag is several tokens: the fewest that have it in their text.
-    keep = style.kept
+    keep = style.kept(with_tools=False)
     low, high = 0, len(tokens)
     while low < high:
         middle = (low + high) // 2

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pressrun.jobs.errors import UserError
-from pressrun.jobs.records import CHAT, COMPLETIONS
+from pressrun.jobs.records import CHAT, COMPLETIONS, RESPONSES
 from pressrun.jobs.requests import UNBUILT, ChatCompletionRequest, CompletionRequest, parse_body
 
 HI = [{"role": "user", "content": "hi"}]
@@ -224,6 +224,14 @@ def test_a_body_that_is_no_object_is_refused(body: object) -> None:
         (CHAT, {"messages": [{f"key{i}": 1 for i in range(300_000)}]}),
         (CHAT, {"messages": HI, "logit_bias": {f"key{i}": 1 for i in range(300_000)}}),
         (CHAT, {"messages": HI, "bad_words": [0.5] * 1_000_000}),
+        (CHAT, {"messages": HI, "metadata": {f"key{i}": 1 for i in range(300_000)}}),
+        (CHAT, {"messages": HI, "modalities": [0.5] * 1_000_000}),
+        (CHAT, {"messages": HI, "tools": [0.5] * 1_000_000}),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [0.5] * 1_000_000}]}),
+        (RESPONSES, {"input": [0.5] * 1_000_000}),
+        (RESPONSES, {"input": [{"role": "user", "content": [0.5] * 1_000_000}]}),
+        (RESPONSES, {"input": [{"type": "reasoning", "content": [0.5] * 1_000_000}]}),
+        (RESPONSES, {"input": "hi", "tools": [0.5] * 1_000_000}),
     ],
 )
 def test_a_million_mistakes_cost_no_more_than_one(endpoint: str, fields: dict[str, Any]) -> None:

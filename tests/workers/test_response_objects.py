@@ -155,7 +155,8 @@ def test_lines_of_a_batch_ask_for_responses(farm: Farm) -> None:
         "other twin": {"input": "hi", "metadata": {"a": "2"}, "temperature": 0},
         "long": {"input": "x" * 5000},
         "effort": {"input": "hi", "text": {"verbosity": "high"}, "reasoning": {"effort": "low"}},
-        "stream": {"input": "hi", "conversation": "c"},
+        "state": {"input": "hi", "conversation": "c"},
+        "chat": {"input": "hi", "max_tokens": 5},
     }
     lines = [
         {"custom_id": name, "method": "POST", "url": RESPONSES, "body": {"model": MODEL, **body}}
@@ -171,5 +172,6 @@ def test_lines_of_a_batch_ask_for_responses(farm: Farm) -> None:
     assert found["effort"].output_text.endswith("user: hi")
     assert {line["custom_id"]: line["response"]["body"]["error"]["param"] for line in errors} == {
         "long": "input",
-        "stream": "conversation",
+        "state": "conversation",
+        "chat": "max_tokens",
     }

@@ -56,10 +56,11 @@ class Style:
     template: str = ""
     trusts_templates: bool = False
 
-    @property
-    def kept(self) -> frozenset[int]:
-        """The special tokens that must stay in a text for it to be read."""
-        return frozenset(self.markers.values())
+    def kept(self, *, with_tools: bool) -> frozenset[int]:
+        """The special tokens that must stay in a text for its thoughts, and its calls, to be read."""
+        texts = [self.thoughts.open, self.thoughts.close] if self.thoughts else []
+        texts += FORMATS[self.tools].markers if with_tools and self.tools else []
+        return frozenset(self.markers[text] for text in texts if text in self.markers)
 
     def knows(self, variable: str, template: str | None = None) -> bool:
         """Whether the chat template, or the one that a request brings, makes use of a variable."""
