@@ -133,8 +133,8 @@ class Prompts:
             self._check_model(body)
             prompts = self._tokens(body)
             bad_words = self._bad_words(body)
-            thinks = isinstance(body, ChatCompletionRequest) and self._opens_a_thought(prompts[0])
-            grammar = self._grammar(body, thinks=thinks)
+            ending = self._ending(prompts[0]) if isinstance(body, ChatCompletionRequest) else ""
+            grammar = self._grammar(body, ending)
             params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
             _check_echo(body, prompts)
@@ -153,7 +153,7 @@ class Prompts:
             twin=twin,
             timeout_s=options.timeout_s,
             style=self.style,
-            thinks=thinks,
+            thinks=self._opens_a_thought(ending),
         )
 
     def _check_model(self, body: Body) -> None:
@@ -184,12 +184,14 @@ class Prompts:
             return (self._known([token for token in prompt if isinstance(token, int)], "prompt"),)
         return tuple(self._known(tokens, "prompt") for tokens in prompt if isinstance(tokens, list))
 
-    def _opens_a_thought(self, prompt: Sequence[int]) -> bool:
-        tags = self.style.thoughts
-        if tags is None:
-            return False
-        tail = self.tokenizer.decode(prompt[-TAIL_TOKENS:], skip_special_tokens=False)
-        return tail.rstrip().endswith(tags.open)
+    def _ending(self, prompt: Sequence[int]) -> str:
+        """The end of a prompt, of models that think: it may begin a thought, or have it done with."""
+        if self.style.thoughts is None:
+            return ""
+        return self.tokenizer.decode(prompt[-TAIL_TOKENS:], skip_special_tokens=False).rstrip()
+
+    def _opens_a_thought(self, ending: str) -> bool:
+        return self.style.thoughts is not None and ending.endswith(self.style.thoughts.open)
 
     def _known(self, tokens: list[int], param: str) -> list[int]:
         if max(tokens, default=0) >= self.info.vocab_size:
@@ -213,12 +215,15 @@ class Prompts:
             message = f"Invalid value for '{field}': {fault.reason}."
             raise UserError(message, param=field, code="invalid_value")
 
-    def _grammar(self, body: Body, *, thinks: bool) -> str | None:
+    def _grammar(self, body: Body, ending: str) -> str | None:
         """What the answer must follow so that it calls the tools that it must call; None where it is free."""
         if not isinstance(body, ChatCompletionRequest):
             return None
         grammar = grammar_of_tools(body, self.style)
-        return None if grammar is None else after_thought(grammar, self.style, thinks=thinks)
+        tags = self.style.thoughts
+        if grammar is None or (tags is not None and ending.endswith(tags.close)):
+            return grammar
+        return after_thought(grammar, self.style, thinks=self._opens_a_thought(ending))
 
     def _params(
         self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...], grammar: str | None
