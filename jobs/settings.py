@@ -107,7 +107,8 @@ class Settings(BaseSettings):
     reasoning_parser: Literal["auto", "none", "think", "mistral"] = Field(
         "auto",
         description="How the model marks its thoughts, which answers give as reasoning_content: think is "
-        "<think>…</think>, mistral [THINK]…[/THINK]; auto tells it from the chat template. none: they are content.",
+        "<think>…</think>, mistral the same in capitals and square brackets; auto tells it from the chat "
+        "template. none: they are content.",
     )
     trust_request_chat_template: bool = Field(
         False,
