@@ -2,12 +2,17 @@
 
     plan = scheduler.schedule()
     flight = runner.launch(plan)
+    flight.draw(matching.allowed(plan))
     results = flight.results()
     live = scheduler.record(plan, results.tokens)
     outputs, ended = reporter.report(rows, live, results)
 
 With asynchronous scheduling the last three are done while the next step already runs: the device never waits for this
 process. A sequence that has drawn its end is then found out one step late, and that step's token of it is dropped.
+Where rows follow grammars, a step draws only after the one before has ended: what is allowed depends on what that drew,
+and is found out while this step's layers are computed.
+
+While urgent requests come, a step is launched in parts and others' first steps in between (`interludes.py`).
 
 Knows nothing of text but what `decode` tells it for stop strings, and nothing of where requests come from.
 """
@@ -16,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -23,12 +29,17 @@ import torch
 
 from .config import EngineConfig
 from .errors import OutOfMemory
+from .grammars import Grammars
+from .interludes import LOOK_S, Interludes
 from .loading import load
+from .matching import Matching
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
+from .parts import Between, Mark
+from .prompt_logprobs import PromptLogprobs
 from .refusals import find_fault
 from .reports import Ending, Reporter
-from .request import Load, ModelInfo, Output, Request
+from .request import Attend, Load, ModelInfo, Output, Request
 from .rows import Rows
 from .runner import Flight, Runner
 from .sampling import Sampler
@@ -62,6 +73,7 @@ class Engine:
             page_size=sizes.page_size,
             device=loaded.device,
             num_graphed_tokens=sizes.num_graphed_tokens,
+            num_urgent_tokens=sizes.num_urgent_tokens,
         )
         on_gpu, windowed = loaded.device.type == "cuda", any(loaded.config.windows)
         shares_reading = config.enable_prefix_caching and on_gpu and not windowed
@@ -81,8 +93,12 @@ class Engine:
             min_spared_tokens=self._runner.spared_tokens_worth_sharing(),
             min_paced_tokens=sizes.num_paced_tokens,
         )
+        self._grammars = Grammars(config.model, loaded.eos_token_ids)
+        self._matching = Matching(self._grammars, self._rows, loaded.device)
+        self._prompt_logprobs = PromptLogprobs(self._rows)
         self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode)
         self._is_async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
+        self._interludes = Interludes(self._scheduler, launch=self._launch_urgent, land=self._land)
         self._flying: tuple[Plan, Flight] | None = None
         self._live: dict[str, Sequence] = {}
         self._due: list[Output] = []
@@ -98,6 +114,8 @@ class Engine:
 
     def add(self, requests: Iterable[Request]) -> None:
         """Take requests in. Their ids must differ from all that are live."""
+        requests = list(requests)
+        self._interludes.note(requests)
         for request in requests:
             prompt = _token_ids(request.prompt)
             refusal = self._refusal(request, prompt)
@@ -111,19 +129,31 @@ class Engine:
                 tokens=prompt.astype(np.int32),
             )
             self._live[request.id] = sequence
-            self._scheduler.add(sequence)
+            if request.params.grammar is None:
+                self._scheduler.add(sequence)
+            else:
+                self._grammars.compile(sequence)
 
-    def step(self) -> list[Output]:
+    def step(self, attend: Attend | None = None) -> list[Output]:
         """Start one step and end one; return what is due: finished sequences, new tokens of streams, refusals, aborts.
 
-        The step that ends is the one before, if scheduling is asynchronous and there was one.
+        The step that ends is the one before, if scheduling is asynchronous and there was one. While urgent requests
+        are expected, `attend` is called again and again with what is due by then; it may add and abort requests.
         """
-        outputs, self._due = self._due, []
+        self._take_compiled()
+        self._scheduler.expects_urgent = attend is not None and self._interludes.expected
+        outputs, self._due = self._due + self._interludes.ended(), []
         plan = self._scheduler.schedule()
-        launched = None if plan is None else self._launch(plan)
+        launched = None
+        if plan is not None:
+            watches = attend is not None and self._interludes.expected
+            launched = self._launch(plan, self._watch(plan, attend) if attend is not None and watches else None)
         flying, self._flying = self._flying, launched
         if flying is not None:
-            outputs += self._land(*flying)
+            flying[1].wait()
+            outputs += self._interludes.ended() + self._land(*flying)
+        if launched is not None and not launched[1].draws:
+            launched = self._flying = self._draw(*launched)
         if not self._is_async and launched is not None:
             self._flying = None
             outputs += self._land(*launched)
@@ -137,14 +167,14 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether a step would do or report anything."""
-        return bool(self._live or self._due or self._flying)
+        return bool(self._live or self._due or self._flying or self._interludes)
 
     def load(self) -> Load:
         pool = self._scheduler.pool
         return Load(
             num_rows=self._scheduler.max_running,
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + len(self._grammars),
             num_free_pages=pool.num_free,
             num_pages=pool.num_pages,
             page_size=self._rows.page_size,
@@ -162,13 +192,70 @@ class Engine:
         """Raise AssertionError unless the page pool's books agree with the rows. For tests, after every step."""
         self._scheduler.check()
 
-    def _launch(self, plan: Plan) -> tuple[Plan, Flight] | None:
-        """Start a step; None if there is no memory for it, and fewer sequences have to run from now on."""
+    def _watch(self, plan: Plan, attend: Attend) -> Between:
+        """What to do between the parts of a step: take in the one before, attend, and play who is urgent."""
+
+        def between(mark: Mark) -> None:
+            reached = False
+            while not reached:
+                reached = mark.is_reached
+                due, self._due = self._due + self._interludes.ended(), []
+                if self._flying is not None and self._flying[1].is_done:
+                    flying, self._flying = self._flying, None
+                    due += self._land(*flying)
+                attend(due)
+                steps = [plan, *([] if self._flying is None else [self._flying[0]])]
+                if not self._interludes.play(steps) and not reached:
+                    time.sleep(LOOK_S)
+
+        return between
+
+    def _launch_urgent(self, plan: Plan) -> tuple[Plan, Flight] | None:
+        """Start a step in the middle of another; None if there is no memory for it, and none is tried again."""
+        scoring = self._prompt_logprobs.wanted(plan)
         try:
-            return plan, self._runner.launch(plan)
+            flight = self._runner.launch(plan, scoring, urgent=True)
+            flight.draw(self._matching.allowed(plan))
+        except OutOfMemory as e:
+            log.warning("out of memory; from now on urgent requests wait for the next step: %s", e)
+            self._scheduler.withdraw(plan)
+            self._interludes.forgo()
+            return None
+        return plan, flight
+
+    def _launch(self, plan: Plan, between: Between | None = None) -> tuple[Plan, Flight] | None:
+        """Start a step; None if there is no memory for it, and fewer sequences have to run from now on."""
+        scoring = self._prompt_logprobs.wanted(plan)
+        try:
+            flight = self._runner.launch(plan, scoring, between=between)
+            if not self._matching.concerns(plan):
+                flight.draw()
         except OutOfMemory as e:
             self._make_do(len(plan.token_ids), len(plan.rows), e)
             return None
+        return plan, flight
+
+    def _draw(self, plan: Plan, flight: Flight) -> tuple[Plan, Flight] | None:
+        """Have a step draw that had to wait for the one before; None if there is no memory for it."""
+        try:
+            flight.draw(self._matching.allowed(plan))
+        except OutOfMemory as e:
+            self._make_do(len(plan.token_ids), len(plan.rows), e)
+            return None
+        return plan, flight
+
+    def _take_compiled(self) -> None:
+        """Take in sequences whose grammars are ready; with nothing else to do, wait for one."""
+        if not len(self._grammars):
+            return
+        is_idle = len(self._live) == len(self._grammars) and not self._due and self._flying is None
+        for compiled in self._grammars.compiled(block=is_idle):
+            sequence = compiled.sequence
+            if compiled.fault is None:
+                self._scheduler.add(sequence)
+                continue
+            self._due.append(self._reporter.output(sequence, Ending(finish="error", error=compiled.fault)))
+            del self._live[sequence.request.id]
 
     def _make_do(self, num_tokens: int, num_rows: int, error: OutOfMemory) -> None:
         """Have steps of half as many sequences and tokens from now on; raise if that is no step any more."""
@@ -188,14 +275,18 @@ class Engine:
     def _land(self, plan: Plan, flight: Flight) -> list[Output]:
         """Take in what a step drew."""
         results = flight.results()
+        if flight.scoring is not None:
+            self._prompt_logprobs.take(plan, flight.scoring, results.scores)
         live_D = self._scheduler.record(plan, results.tokens)
-        outputs, ended = self._reporter.report(plan.rows[plan.draws], live_D, results)
+        faults = self._matching.advance(plan, live_D, results.tokens)
+        outputs, ended = self._reporter.report(plan.rows[plan.draws], live_D, results, faults)
         self._forget(ended, ended=True)
         return outputs
 
     def _forget(self, sequences: list[Sequence], *, ended: bool) -> None:
-        if sequences:
-            self._scheduler.close(sequences, ended=ended)
+        known = set(sequences) - self._grammars.forget(sequences)
+        if known:
+            self._scheduler.close(known, ended=ended)
         for sequence in sequences:
             del self._live[sequence.request.id]
 

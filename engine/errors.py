@@ -3,6 +3,7 @@
 EngineError
 ├── ModelUnsupported     the model's architecture or one of its configuration fields is not served
 ├── WeightsError         the weights on disk do not fit the model: missing, unexpected or misshapen tensors
+├── GrammarRefused       a grammar cannot be followed; refuses the requests that ask for it, and no other
 └── OutOfMemory          a setting asks for more memory than there is; the message names it
 
 A single bad request never raises: it is answered by an output with `finish_reason` "error".
@@ -21,6 +22,10 @@ class ModelUnsupported(EngineError):
 
 class WeightsError(EngineError):
     """The weights on disk do not fit the model."""
+
+
+class GrammarRefused(EngineError):
+    """A grammar cannot be followed."""
 
 
 class OutOfMemory(EngineError):

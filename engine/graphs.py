@@ -1,4 +1,4 @@
-"""CUDA graphs of whole steps, one for each shape that is worth it (`shapes.py`).
+"""CUDA graphs of whole steps, some for each shape that is worth it (`shapes.py`): a step is captured in parts.
 
 Steps smaller than their shape are padded with rows that have no tokens and tokens that are nobody's. All graphs share
 one memory pool, because only one runs at a time, and leave logits and draws in one place. Knows nothing of the model.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..kernels.paged_attention import SharedPrefixes
 from ..kernels.step_inputs import StepInputs
+from .parts import NUM_PARTS, Between, Captured, before_layers
 from .prefixes import NUM_LEVELS, NUM_SPANS, shared_prefixes
 from .sampling import Drawn
 from .shapes import Shape, Shapes
@@ -39,6 +40,7 @@ class Compute(Protocol):
         shared: SharedPrefixes,
         max_query_len: int | None,
         out: Drawn | None = None,
+        before_layer: Callable[[int], None] | None = None,
     ) -> Drawn: ...
 
 
@@ -48,7 +50,7 @@ class StepGraphs:
     Mixed steps are captured up to `max_mixed_tokens`.
     """
 
-    def __init__(self, logits_RV: Tensor, max_mixed_tokens: int) -> None:
+    def __init__(self, logits_RV: Tensor, max_mixed_tokens: int, num_layers: int) -> None:
         max_rows = len(logits_RV)
         tokens_R = torch.zeros(max_rows, dtype=torch.int64, device=logits_RV.device)
         self._drawn = Drawn(logits_SV=logits_RV, tokens_S=tokens_R)
@@ -56,7 +58,8 @@ class StepGraphs:
         self._inputs = StepInputs.empty(self.shapes.max_tokens, max_rows, logits_RV.device)
         num_words = NUM_LEVELS * (3 * NUM_SPANS + 1) + max_rows
         self._shared = torch.zeros(num_words, dtype=torch.int32, device=logits_RV.device)
-        self._graphs: dict[Shape, torch.cuda.CUDAGraph] = {}
+        self._layers_a_part = -(-num_layers // NUM_PARTS)
+        self._graphs: dict[Shape, Captured] = {}
         self._has_run: set[Shape] = set()
         self._most_graphs = MOST_GRAPHS
         self._stream = torch.cuda.Stream(logits_RV.device)  # type: ignore[no-untyped-call]
@@ -74,8 +77,11 @@ class StepGraphs:
         self._shared[: len(shared)].copy_(shared)
         return self._inputs.narrowed(shape.num_tokens, shape.num_rows)
 
-    def run(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Drawn:
-        """Compute the step, by a graph if this shape has been run before. The next run overwrites what it leaves."""
+    def run(self, shape: Shape, inputs: StepInputs, compute: Compute, between: Between | None = None) -> Drawn:
+        """Compute the step, by graphs if this shape has been run before. The next run overwrites what it leaves.
+
+        `between` is called between the parts of a captured step.
+        """
         graph = self._graphs.get(shape)
         if graph is None and shape in self._has_run and len(self._graphs) < self._most_graphs:
             try:
@@ -84,10 +90,10 @@ class StepGraphs:
                 self._most_graphs = len(self._graphs)
                 log.warning("no memory for more than %d graphs, so none of %s: %s", self._most_graphs, shape, e)
         if graph is None:
-            drawn = self._step(shape, inputs, compute)
+            drawn = self._step(shape, inputs, compute, before_layers(between))
             self._has_run.add(shape)
             return drawn
-        graph.replay()
+        graph.replay(between)
         return self._drawn.narrowed(shape.num_rows)
 
     def drop_slow_sizes(self) -> None:
@@ -109,25 +115,42 @@ class StepGraphs:
         graph = self._graphs.get(shape)
         return None if graph is None else gpu_milliseconds(graph.replay)
 
-    def _step(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Drawn:
+    def _step(
+        self,
+        shape: Shape,
+        inputs: StepInputs,
+        compute: Compute,
+        before_layer: Callable[[int], None] | None = None,
+    ) -> Drawn:
         shared = shared_prefixes(self._shared, shape.num_levels)
         shared = replace(shared, own_first_keys=shared.own_first_keys[: shape.num_rows])
-        return compute(inputs, shared, None if shape.mixed else 1, self._drawn.narrowed(shape.num_rows))
+        max_query_len, out = None if shape.mixed else 1, self._drawn.narrowed(shape.num_rows)
+        return compute(inputs, shared, max_query_len, out, before_layer)
 
-    def _capture(self, shape: Shape, inputs: StepInputs, compute: Compute) -> torch.cuda.CUDAGraph:
+    def _capture(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Captured:
         """Record a step without running it, and without waiting for what runs."""
-        graph = torch.cuda.CUDAGraph()
+        graphs: list[torch.cuda.CUDAGraph] = []
+
+        def begin() -> None:
+            graphs.append(torch.cuda.CUDAGraph())
+            graphs[-1].capture_begin(pool=self._pool, capture_error_mode="thread_local")
+
+        def cut(layer: int) -> None:
+            if layer % self._layers_a_part == 0:
+                graphs[-1].capture_end()
+                begin()
+
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            begin()
             try:
-                self._step(shape, inputs, compute)
+                self._step(shape, inputs, compute, cut)
             except BaseException:
                 with suppress(RuntimeError):  # What went wrong tells more than that the capture did.
-                    graph.capture_end()
+                    graphs[-1].capture_end()
                 raise
-            graph.capture_end()
-        return graph
+            graphs[-1].capture_end()
+        return Captured(graphs)
 
 
 def gpu_milliseconds(run: Callable[[], object]) -> float:

@@ -29,6 +29,8 @@ TOKENS_PER_ROW = 256
 MIN_PACED_TOKENS, PACED_OPERATIONS = 512, 7 * 10**12
 # A step of more takes the device longer than the host, which needs some 30 ms to launch it kernel by kernel.
 GRAPHED_OPERATIONS = 4 * 10**13
+# A step that is launched between the parts of another has no more tokens than this.
+URGENT_TOKENS = 1024
 # What CUDA graphs keep beside their tensors, and what fragments of memory cannot be used.
 GRAPHS_BYTES = GIB // 2
 
@@ -41,6 +43,7 @@ class Sizes:
     num_step_tokens: int  # at most
     num_paced_tokens: int  # at least, where steps are paced (`pacing.py`)
     num_graphed_tokens: int  # of a mixed step that is captured (`graphs.py`), at most; 0: no step is captured
+    num_urgent_tokens: int  # of a step that is launched between the parts of another, at most
     page_size: int
 
 
@@ -57,6 +60,7 @@ def choose_sizes(config: EngineConfig, loaded: Loaded) -> Sizes:
         num_step_tokens=step_tokens,
         num_paced_tokens=min(paced_tokens, step_tokens),
         num_graphed_tokens=min(graphed_tokens, step_tokens) if has_graphs else 0,
+        num_urgent_tokens=min(URGENT_TOKENS, step_tokens),
         page_size=_page_size(config, loaded),
     )
 
@@ -171,9 +175,9 @@ def _measure_peak(config: EngineConfig, loaded: Loaded, layout: _Layout, sizes: 
 
 
 def _captured_bytes(loaded: Loaded, sizes: Sizes, step_bytes: int) -> int:
-    """What captured steps keep: their own memory for the largest one, and the logits."""
+    """What captured steps keep: their own memory for the largest ones, and the logits."""
     logits_bytes = sizes.num_rows * loaded.config.vocab_size * loaded.dtype.itemsize
-    num_tokens = min(sizes.num_step_tokens, max(sizes.num_rows, sizes.num_graphed_tokens))
+    num_tokens = min(sizes.num_step_tokens, max(sizes.num_rows, sizes.num_graphed_tokens)) + sizes.num_urgent_tokens
     return step_bytes * num_tokens // sizes.num_step_tokens + logits_bytes + GRAPHS_BYTES
 
 

@@ -14,6 +14,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,23 @@ class PagePool:
         shared = np.array(match.pages, np.int64)
         self._owners[shared] += 1
         return np.concatenate([shared, self.grow(num_new)])
+
+    def take_beside(self, match: Match, num_new: int, written: IntArray) -> IntArray | None:
+        """As `take`, but none of the pages that are being `written`; None if there are too few others."""
+        if np.isin(match.pages, written).any():
+            return None
+        empty = self._empty[: self._num_empty]
+        is_written = np.isin(empty, written)
+        # A stack's order is nobody's business: those that may not be taken go to its bottom.
+        self._empty[: self._num_empty] = np.concatenate([empty[is_written], empty[~is_written]])
+        others = (page for page in self._idle if page not in match.pages)
+        evicted = list(islice(others, max(0, num_new - int((~is_written).sum()))))
+        if num_new > int((~is_written).sum()) + len(evicted) or np.isin(evicted, written).any():
+            return None
+        for page in evicted:
+            self._idle.move_to_end(page, last=False)
+            self._put_empty(self._evict())
+        return self.take(match, num_new)
 
     def grow(self, num_new: int) -> IntArray:
         """Own `num_new` pages of unknown content. They must fit in `num_free`."""

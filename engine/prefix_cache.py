@@ -70,5 +70,4 @@ class PrefixCache:
             rows.num_published_R[row] = num_full
 
     def _most_matched(self, sequence: Sequence) -> int:
-        # At least one token must be computed, or there would be nothing to draw the next one from.
-        return (len(sequence.tokens) - 1) // self._rows.page_size
+        return sequence.most_cached // self._rows.page_size

@@ -27,8 +27,8 @@ def find_fault(params: SamplingParams, info: ModelInfo) -> Fault | None:
     A row must always be left with a token to draw, whatever it has generated. So a bad word's last token and, with
     min_tokens, all that would end the sequence count as forbidden throughout.
     """
-    if params.grammar is not None:
-        return Fault(field="grammar", reason="the engine follows no grammars yet")
+    if params.grammar is not None and (fault := _grammar_fault(params)) is not None:
+        return fault
     if not params.is_constrained:
         return None
     words = params.bad_words_token_ids
@@ -47,6 +47,16 @@ def find_fault(params: SamplingParams, info: ModelInfo) -> Fault | None:
     if wrong:
         return Fault(field="bad_words", reason=f"one has {wrong[0]} tokens, and 1 to {MAX_BAD_WORD_TOKENS} are allowed")
     return _nothing_left(params, info)
+
+
+def _grammar_fault(params: SamplingParams) -> Fault | None:
+    """Where a grammar ends, the token that ends the sequence is all that is left."""
+    reason = "a grammar says itself where the text may end: leave out one of them"
+    if params.min_tokens:
+        return Fault(field="min_tokens", reason=reason)
+    if params.ignore_eos:
+        return Fault(field="ignore_eos", reason=reason)
+    return None
 
 
 def _nothing_left(params: SamplingParams, info: ModelInfo) -> Fault | None:

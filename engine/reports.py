@@ -8,6 +8,7 @@ D rows that have drawn a token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ class Ending:
 
     finish: FinishReason
     reason: int | str | None = None
+    error: str | None = None
 
 
 class Reporter:
@@ -37,10 +39,14 @@ class Reporter:
         self._eos_token_ids = np.array(eos_token_ids, np.int64)
 
     def report(
-        self, rows_D: IntArray, live_D: npt.NDArray[np.bool_], results: Results
+        self, rows_D: IntArray, live_D: npt.NDArray[np.bool_], results: Results, faults: Mapping[int, str]
     ) -> tuple[list[Output], list[Sequence]]:
-        """Return the outputs due after a step, and the sequences that have ended. Rows not live are others'."""
+        """Return the outputs due after a step, and the sequences that have ended. Rows not live are others'.
+
+        `faults` says of rows why they cannot go on.
+        """
         endings = self._common_endings(rows_D[live_D], results.tokens[live_D])
+        endings |= {row: Ending(finish="error", error=fault) for row, fault in faults.items()}
         outputs: list[Output] = []
         for i in np.flatnonzero(self._rows.watched_R[rows_D] & live_D).tolist():
             row = int(rows_D[i])
@@ -62,12 +68,15 @@ class Reporter:
         generated = tokens[sequence.num_prompt :]
         start, sequence.num_reported = sequence.num_reported, len(generated)
         asks = sequence.request.params.logprobs is not None
+        scores = sequence.request.params.prompt_logprobs is not None
         return Output(
             id=sequence.request.id,
             token_ids=generated[start:].tolist(),
             finish_reason=ending.finish if ending else None,
             stop_reason=ending.reason if ending else None,
+            error=ending.error if ending else None,
             logprobs=sequence.logprobs[start:] if asks else None,
+            prompt_logprobs=sequence.prompt_logprobs if ending and scores else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
         )
 
@@ -81,7 +90,7 @@ class Reporter:
         """The ending by the request's own stops, if they say so, else the common one."""
         params = sequence.request.params
         generated = self._rows.tokens(row)[sequence.num_prompt :]
-        if common is not None and common.finish == "stop":
+        if common is not None and common.finish != "length":
             return common
         token = int(generated[-1])
         if token in params.stop_token_ids:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +18,8 @@ class SamplingParams:
 
     `logit_bias` pairs token ids with what is added to their logits. With `allowed_token_ids` no other is drawn.
     `bad_words_token_ids` are token sequences of which none is ever completed. `grammar` is what the whole text must
-    follow, as llguidance writes grammars.
+    follow, as llguidance writes grammars. `prompt_logprobs` asks for the prompt's tokens what
+    `logprobs` asks for the drawn ones.
     """
 
     max_tokens: int
@@ -39,6 +40,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     grammar: str | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def is_constrained(self) -> bool:
@@ -75,12 +77,23 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLogprob:
+    """The same of a token of the prompt, after those before it; `rank` 1 is the likeliest."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """New tokens of one request, since the last output of the same request.
 
     `finish_reason` is set on the last one: "stop" (end of sequence, stop token or stop string: `stop_reason` says
     which, None for end of sequence), "length", "abort", or "error" with `error` in words. The token that ended the
     sequence is included in `token_ids`. `num_cached_tokens` counts prompt tokens served from cached pages.
+    `prompt_logprobs`, on the last output, are of all prompt tokens but the first.
     """
 
     id: str
@@ -88,8 +101,13 @@ class Output:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[PromptLogprob] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+
+
+# During a long step an engine's owner is given outputs as they come, and may add and abort requests.
+Attend = Callable[[list[Output]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

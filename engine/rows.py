@@ -43,10 +43,18 @@ class Rows:
         self.heeds_eos_R = np.zeros(num_rows, np.bool_)
         self.may_end_early_R = np.zeros(num_rows, np.bool_)
         self.watched_R = np.zeros(num_rows, np.bool_)
+        self.has_grammar_R = np.zeros(num_rows, np.bool_)
+        self.scores_prompt_R = np.zeros(num_rows, np.bool_)
 
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    def set_aside(self, rows: npt.NDArray[np.int64]) -> bool:
+        """Whether a free row is left that is none of these; then that is opened next."""
+        aside = set(rows.tolist())
+        self._free.sort(key=lambda row: row not in aside)
+        return bool(self._free) and self._free[-1] not in aside
 
     def open(self, sequence: Sequence, pages: npt.NDArray[np.int64], num_cached_pages: int) -> int:
         """Give the sequence a row that holds its tokens and pages, the first `num_cached_pages` filled already."""
@@ -68,6 +76,8 @@ class Rows:
         self.heeds_eos_R[row] = not sequence.request.params.ignore_eos
         self.may_end_early_R[row] = sequence.may_end_early
         self.watched_R[row] = sequence.watched
+        self.has_grammar_R[row] = sequence.matcher is not None
+        self.scores_prompt_R[row] = sequence.request.params.prompt_logprobs is not None
         return row
 
     def close(self, sequence: Sequence) -> None:

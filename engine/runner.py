@@ -9,8 +9,9 @@ R rows, N pages a row can hold; S rows of a step, T tokens, D of the rows draw, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,22 @@ from torch import Tensor
 
 from ..kernels.paged_attention import SharedPrefixes
 from ..kernels.step_inputs import StepInputs, step_inputs
+from .allowed import Allowed
 from .errors import OutOfMemory
 from .graphs import StepGraphs, gpu_milliseconds
 from .models.base import KVPages, Model, StepTensors
 from .pages import IntArray
+from .parts import Between, before_layers
 from .prefixes import NUM_LEVELS, all_share_a_page, shared_prefixes
+from .prompt_logprobs import Scoring, score
 from .request import TokenLogprob
 from .sampling import AskedLogprobs, Drawing, Drawn, Sampler
 from .scheduler import Plan
 from .shapes import Shape
 from .transfer import Download, upload
+
+# Sequences of a step that is launched between the parts of another.
+URGENT_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,21 +45,54 @@ class Results:
 
     tokens: IntArray
     logprobs: dict[int, TokenLogprob]
+    scores: list[npt.NDArray[Any]]  # of prompts, as `prompt_logprobs.py` has them
 
 
 class Flight:
-    """A step under way."""
+    """A step under way: `draw` begins what is left to do, once, and `results` waits for its end."""
 
-    def __init__(self, tokens_S: Tensor, lines_D: IntArray, logprobs: AskedLogprobs | None) -> None:
-        self._lines_D, self._logprobs = lines_D, logprobs
-        self._download = Download([tokens_S, *([] if logprobs is None else logprobs.tensors)])
+    def __init__(
+        self, sampler: Sampler, drawn: Drawn, drawing: Drawing, scoring: Scoring | None, scores: list[Tensor]
+    ) -> None:
+        self._sampler, self._drawn, self._drawing = sampler, drawn, drawing
+        self.scoring, self._scores = scoring, scores
+        self._download: Download | None = None
+        self._logprobs: AskedLogprobs | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether `draw` was called."""
+        return self._download is not None
+
+    @torch.inference_mode()
+    def draw(self, allowed: Allowed | None = None) -> None:
+        """Draw for the rows that ask for more than a step computes by itself. Raises OutOfMemory as `launch` does.
+
+        Before the next step is launched, because that overwrites what this one has left.
+        """
+        with out_of_memory(f"drawing for {len(self._drawing.rows_D)} sequences"):
+            logprobs = self._logprobs = self._sampler.amend(self._drawn, self._drawing, allowed)
+            asked = [] if logprobs is None else logprobs.tensors
+            self._download = Download([self._drawn.tokens_S, *self._scores, *asked])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `results` would not have to wait."""
+        return self._download is not None and self._download.is_there
+
+    def wait(self) -> None:
+        """Wait for the step to end."""
+        assert self._download is not None, "a step ends only after it has drawn"
+        self._download.wait()
 
     def results(self) -> Results:
-        """Wait for the step to end."""
-        tokens_S, *asked = self._download.wait()
-        tokens_D = tokens_S[self._lines_D]
+        """What it drew; waits for it."""
+        assert self._download is not None, "a step ends only after it has drawn"
+        tokens_S, *others = self._download.wait()
+        scores, asked = others[: len(self._scores)], others[len(self._scores) :]
+        tokens_D = tokens_S[self._drawing.lines_D]
         logprobs = {} if self._logprobs is None else self._logprobs.read(tokens_D, asked)
-        return Results(tokens=tokens_D, logprobs=logprobs)
+        return Results(tokens=tokens_D, logprobs=logprobs, scores=scores)
 
 
 class Runner:
@@ -69,6 +109,7 @@ class Runner:
         page_size: int,
         device: torch.device,
         num_graphed_tokens: int,
+        num_urgent_tokens: int,
     ) -> None:
         self._model, self._kv, self._sampler = model, kv, sampler
         self._page_size, self._device, self._max_len = page_size, device, max_len
@@ -76,8 +117,13 @@ class Runner:
         # As in the sampler, the last row is nobody's.
         self._page_table_RN = torch.zeros(num_rows + 1, num_columns, dtype=torch.int32, device=device)
         self._graphs: StepGraphs | None = None
+        # Of small steps that are launched between the parts of others: what those leave must stay.
+        self._urgent_graphs: StepGraphs | None = None
         if num_graphed_tokens:
-            self._graphs = StepGraphs(model.new_logits(num_rows), num_graphed_tokens)
+            num_layers = len(kv.keys)
+            self._graphs = StepGraphs(model.new_logits(num_rows), num_graphed_tokens, num_layers)
+            urgent_rows = min(URGENT_ROWS, num_rows)
+            self._urgent_graphs = StepGraphs(model.new_logits(urgent_rows), num_urgent_tokens, num_layers)
 
     @torch.inference_mode()
     def warm_up(self, *, num_paced_tokens: int, shares_reading: bool) -> None:
@@ -88,13 +134,16 @@ class Runner:
         graphs = self._graphs
         if graphs is None:
             return
-        self._sampler.warm_up()
+        self._sampler.warm_up(self._model.new_logits(1).dtype)
         # The largest first: the others then find memory enough in the graphs' pool.
         for size in reversed(graphs.shapes.sizes):
             self._warm_up(graphs, graphs.shapes.decodes(size), num_times=2)
         graphs.drop_slow_sizes()
         for shape in graphs.shapes.paced(num_paced_tokens):
             self._warm_up(graphs, shape, num_times=2)
+        if self._urgent_graphs is not None:
+            for shape in self._urgent_graphs.shapes.doubling():
+                self._warm_up(self._urgent_graphs, shape, num_times=2)
         # Few rows and many run different kernels, and so do prefills; which of these shapes are worth capturing, only
         # work will tell.
         fewest, most = graphs.shapes.sizes[0], graphs.shapes.sizes[-1]
@@ -142,18 +191,20 @@ class Runner:
         return inputs
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> Flight:
-        """Start computing the planned tokens and drawing the next token of the rows that reach their end.
+    def launch(
+        self, plan: Plan, scoring: Scoring | None = None, *, between: Between | None = None, urgent: bool = False
+    ) -> Flight:
+        """Start computing the planned tokens and, by their flight's `draw`, the next of the rows that reach their end.
 
+        With `between` the step is launched in parts; what is `urgent` may then be launched between two of them.
         Raises OutOfMemory; the plan's sequences must then be admitted anew.
         """
-        try:
-            return self._launch(plan)
-        except torch.OutOfMemoryError as e:
-            torch.cuda.empty_cache()
-            raise OutOfMemory(f"a step of {len(plan.token_ids)} tokens in {len(plan.rows)} sequences: {e}") from e
+        with out_of_memory(f"a step of {len(plan.token_ids)} tokens in {len(plan.rows)} sequences"):
+            return self._launch(plan, scoring, between, self._urgent_graphs if urgent else self._graphs)
 
-    def _launch(self, plan: Plan) -> Flight:
+    def _launch(
+        self, plan: Plan, scoring: Scoring | None, between: Between | None, graphs: StepGraphs | None
+    ) -> Flight:
         self._sampler.open(plan.admitted)
         step = [plan.rows, plan.starts, np.append(0, np.cumsum(plan.lengths)), plan.token_ids]
         shared = np.zeros(0, np.int64) if plan.sharing is None else plan.sharing.words(self._page_size, len(plan.rows))
@@ -161,23 +212,43 @@ class Runner:
         sent = _send([*step, shared, *changes], self._device)
         if len(plan.table_rows):
             self._page_table_RN[sent[5], sent[6]] = sent[7]
-        drawn = self._forward(plan, sent[:4], sent[4]).narrowed(len(plan.rows))
+        scores: list[Tensor] = []
+        if scoring is None:
+            drawn = self._forward(plan, sent[:4], sent[4], between, graphs).narrowed(len(plan.rows))
+        else:
+            drawn, scores = self._forward_and_score(plan, sent[:4], sent[4], scoring, between)
         lines_D = np.flatnonzero(plan.draws)
         ends_D = (plan.starts + plan.lengths)[lines_D]
-        logprobs = self._sampler.amend(drawn, Drawing(lines_D=lines_D, rows_D=plan.rows[lines_D], positions_D=ends_D))
-        return Flight(drawn.tokens_S, lines_D, logprobs)
+        drawing = Drawing(lines_D=lines_D, rows_D=plan.rows[lines_D], positions_D=ends_D)
+        return Flight(self._sampler, drawn, drawing, scoring, scores)
 
-    def _forward(self, plan: Plan, sent: Sequence[Tensor], shared: Tensor) -> Drawn:
+    def _forward(
+        self, plan: Plan, sent: Sequence[Tensor], shared: Tensor, between: Between | None, graphs: StepGraphs | None
+    ) -> Drawn:
         """What follows every row's last token, padded rows behind them. Rows that are not at their end draw in vain."""
         num_rows, num_tokens = len(plan.rows), len(plan.token_ids)
         num_levels = 0 if plan.sharing is None else len(plan.sharing.levels)
-        if self._graphs is not None and (shape := self._graphs.shape(num_tokens, num_rows, num_levels)) is not None:
-            inputs = self._graphs.inputs(shape, shared)
+        if graphs is not None and (shape := graphs.shape(num_tokens, num_rows, num_levels)) is not None:
+            inputs = graphs.inputs(shape, shared)
             self._fill(sent, inputs)
-            return self._graphs.run(shape, inputs, self._compute)
+            return graphs.run(shape, inputs, self._compute, between)
         inputs = StepInputs.empty(num_tokens, num_rows, self._device)
         self._fill(sent, inputs)
-        return self._compute(inputs, shared_prefixes(shared, num_levels), int(plan.lengths.max()))
+        prefixes, longest = shared_prefixes(shared, num_levels), int(plan.lengths.max())
+        return self._compute(inputs, prefixes, longest, before_layer=before_layers(between))
+
+    def _forward_and_score(
+        self, plan: Plan, sent: Sequence[Tensor], shared: Tensor, scoring: Scoring, between: Between | None
+    ) -> tuple[Drawn, list[Tensor]]:
+        """The same, never captured, with the hidden states of more tokens than the last ones."""
+        inputs = StepInputs.empty(len(plan.token_ids), len(plan.rows), self._device)
+        self._fill(sent, inputs)
+        lines_P, targets_P = _send([scoring.lines_P, scoring.targets_P], self._device)
+        levels = shared_prefixes(shared, 0 if plan.sharing is None else len(plan.sharing.levels))
+        more = replace(inputs, last_Q=torch.cat([inputs.last_Q, lines_P]))
+        hidden_QE = self._hidden(more, levels, int(plan.lengths.max()), before_layers(between))
+        drawn = self._drawn(hidden_QE[: len(plan.rows)], inputs)
+        return drawn, score(self._model.logits, hidden_QE[len(plan.rows) :], targets_P, scoring.num_top)
 
     def _fill(self, sent: Sequence[Tensor], inputs: StepInputs) -> None:
         rows_S, starts_S, query_starts_S1, given_ids_T = sent
@@ -198,7 +269,17 @@ class Runner:
         shared: SharedPrefixes,
         max_query_len: int | None,
         out: Drawn | None = None,
+        before_layer: Callable[[int], None] | None = None,
     ) -> Drawn:
+        return self._drawn(self._hidden(inputs, shared, max_query_len, before_layer), inputs, out)
+
+    def _hidden(
+        self,
+        inputs: StepInputs,
+        shared: SharedPrefixes,
+        max_query_len: int | None,
+        before_layer: Callable[[int], None] | None,
+    ) -> Tensor:
         step = StepTensors(
             positions=inputs.positions_P,
             slots=inputs.slots_P,
@@ -209,13 +290,26 @@ class Runner:
             last=inputs.last_Q,
             max_query_len=max_query_len,
             shared=shared if shared.levels else None,
+            before_layer=before_layer,
         )
-        hidden_SE = self._model.forward(inputs.token_ids_P, step, self._kv)
+        return self._model.forward(inputs.token_ids_P, step, self._kv)
+
+    def _drawn(self, hidden_SE: Tensor, inputs: StepInputs, out: Drawn | None = None) -> Drawn:
         logits_SV = self._model.logits(hidden_SE, None if out is None else out.logits_SV)
         tokens_S = self._sampler.draw(
             logits_SV, inputs.rows_Q, inputs.context_lens_Q, None if out is None else out.tokens_S
         )
         return Drawn(logits_SV=logits_SV, tokens_S=tokens_S)
+
+
+@contextmanager
+def out_of_memory(what: str) -> Iterator[None]:
+    """torch's error as ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        torch.cuda.empty_cache()
+        raise OutOfMemory(f"{what}: {e}") from e
 
 
 def _send(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> Sequence[Tensor]:

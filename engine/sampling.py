@@ -9,7 +9,7 @@ S lines of logits, D of them whose rows draw, n of those that need some work, V 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.noise import split_seed
+from ..kernels.reference.sample import masked
 from ..kernels.sample import SamplingRows, sample
+from .allowed import Allowed, Strict
 from .constraints import Constraints
 from .pages import IntArray
 from .penalties import Penalties
@@ -95,6 +97,8 @@ class Sampler:
             top_k_R=torch.zeros(num_rows, dtype=torch.int32, device=device),
             seed_R2=torch.zeros(num_rows, 2, dtype=torch.int32, device=device),
         )
+        # What a step draws for rows that are always drawn again is to cost little: the likeliest token.
+        self._first_params = replace(self._params, temperature_R=torch.zeros(num_rows, device=device))
 
     def open(self, sequences: list[Sequence]) -> None:
         """Take over the parameters of sequences that are new in their rows."""
@@ -103,48 +107,82 @@ class Sampler:
         for sequence in sequences:
             self._open_on_host(sequence)
         params = [s.request.params for s in sequences]
-        floats_3n = np.array(
-            [[p.temperature if p.temperature >= MIN_TEMPERATURE else 0, p.top_p, p.min_p] for p in params], np.float32
-        ).T
+        temperatures = [p.temperature if p.temperature >= MIN_TEMPERATURE else 0 for p in params]
+        firsts = [0 if self._draws_again(s) else t for s, t in zip(sequences, temperatures, strict=True)]
+        floats_4n = np.array([temperatures, firsts, [p.top_p for p in params], [p.min_p for p in params]], np.float32)
         seeds = [split_seed(s.seed) for s in sequences]
         ints_4n = np.array(
             [[s.row, p.top_k, *seed] for s, p, seed in zip(sequences, params, seeds, strict=True)], np.int32
         ).T
-        words_7n = upload(np.concatenate([floats_3n.view(np.int32), ints_4n]), self._device)
-        temperature, top_p, min_p = words_7n[:3].view(torch.float32)
-        rows, top_k, *seed_words = words_7n[3:]
+        words_8n = upload(np.concatenate([floats_4n.view(np.int32), ints_4n]), self._device)
+        temperature, first, top_p, min_p = words_8n[:4].view(torch.float32)
+        rows, top_k, *seed_words = words_8n[4:]
         by_row = self._params
+        self._first_params.temperature_R[rows] = first
         by_row.temperature_R[rows], by_row.top_p_R[rows], by_row.min_p_R[rows] = temperature, top_p, min_p
         by_row.top_k_R[rows] = top_k
         by_row.seed_R2[rows] = torch.stack(seed_words, 1)
 
-    def warm_up(self) -> None:
-        """Compile what `amend` draws with: its logits are float32, those of steps often not."""
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Compile what `amend` draws with: its logits are float32, those of steps of this type."""
         nobody, nowhere = len(self.drawn_R) - 1, 0
         rows_1, positions_1 = (upload(np.array([x], np.int32), self._device) for x in (nobody, nowhere))
-        self.draw(torch.zeros(1, self._vocab_size, device=self._device), rows_1, positions_1)
+        one_V = torch.zeros(1, self._vocab_size, device=self._device)
+        self._draw_again(one_V, rows_1, positions_1)
+        words_1W = torch.full((1, -(-self._vocab_size // 32)), -1, dtype=torch.int32, device=self._device)
+        for logits_1V, lines_1 in ((one_V, None), (one_V.to(dtype), torch.zeros_like(rows_1))):
+            self._draw_again(logits_1V, rows_1, positions_1, lines_S=lines_1, allowed_SW=words_1W)
 
     def draw(self, logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, out_S: Tensor | None = None) -> Tensor:
         """Draw a token from each line as if no row asked for more than the draw's own parameters.
 
         Needs nothing of the host, so that it can be part of a captured step. The tokens are the rows' `drawn_R` too.
         """
-        return sample(logits_SV, rows_S, positions_S, self._params, out_S=out_S, drawn_R=self.drawn_R)
+        return sample(logits_SV, rows_S, positions_S, self._first_params, out_S=out_S, drawn_R=self.drawn_R)
 
-    def amend(self, drawn: Drawn, drawing: Drawing) -> AskedLogprobs | None:
+    def _draw_again(self, logits_LV: Tensor, rows_S: Tensor, positions_S: Tensor, **some: Tensor | None) -> Tensor:
+        """The same in earnest; from some lines, of which some tokens, as in `kernels/sample.py`."""
+        return sample(logits_LV, rows_S, positions_S, self._params, drawn_R=self.drawn_R, **some)
+
+    def _draws_again(self, sequence: Sequence) -> bool:
+        """Whether all of its tokens are."""
+        row = sequence.row
+        return bool(self._constraints.asks_R[row] | self._penalties.asks_R[row] | (sequence.matcher is not None))
+
+    def amend(self, drawn: Drawn, drawing: Drawing, allowed: Allowed | None = None) -> AskedLogprobs | None:
         """Draw again for the rows that ask for more; log-probabilities of those that ask for them."""
-        rows_D, lines_D, positions_D = drawing.rows_D, drawing.lines_D, drawing.positions_D
+        rows_D, positions_D = drawing.rows_D, drawing.positions_D
         asks_D = self._constraints.asks_R[rows_D] | self._penalties.asks_R[rows_D]
-        again = np.flatnonzero(asks_D | (positions_D < self._masked_until_R[rows_D]))
-        if len(again):
-            lines_n = self._index(lines_D[again])
-            logits_nV = self._amended(drawn.logits_SV[lines_n].float(), rows_D[again], positions_D[again])
-            rows_n, positions_n = (upload(x[again].astype(np.int32), self._device) for x in (rows_D, positions_D))
-            tokens_n = drawn.tokens_S[lines_n] = self.draw(logits_nV, rows_n, positions_n)
-            self._count(tokens_n, rows_D[again])
+        asks_D |= positions_D < self._masked_until_R[rows_D]
+        strict = Strict(allowed, len(rows_D))
+        for again in (asks_D & ~strict.is_D, asks_D & strict.is_D):
+            self._draw_amended(drawn, drawing, np.flatnonzero(again), strict)
+        self._draw_allowed(drawn, drawing, np.flatnonzero(strict.is_D & ~asks_D), strict)
         # Of what the model said, before penalties and temperature.
         asking = np.flatnonzero(self._num_logprobs_R[rows_D] >= 0)
-        return self._logprobs(drawn, asking, rows_D[asking], lines_D[asking]) if len(asking) else None
+        return self._logprobs(drawn, drawing, asking, strict) if len(asking) else None
+
+    def _draw_amended(self, drawn: Drawn, drawing: Drawing, again: IntArray, strict: Strict) -> None:
+        """From changed logits; either all or none of the rows follow grammars."""
+        if not len(again):
+            return
+        rows, positions = drawing.rows_D[again], drawing.positions_D[again]
+        lines_n = self._index(drawing.lines_D[again])
+        logits_nV = self._amended(drawn.logits_SV[lines_n].float(), rows, positions)
+        rows_n, positions_n = (upload(x.astype(np.int32), self._device) for x in (rows, positions))
+        words_nW = strict.words(again)
+        tokens_n = drawn.tokens_S[lines_n] = self._draw_again(logits_nV, rows_n, positions_n, allowed_SW=words_nW)
+        self._count(tokens_n, rows)
+
+    def _draw_allowed(self, drawn: Drawn, drawing: Drawing, again: IntArray, strict: Strict) -> None:
+        """From the logits as they are, which takes no memory, for rows that follow grammars and ask for no more."""
+        if not len(again):
+            return
+        sent = (drawing.lines_D, drawing.rows_D, drawing.positions_D)
+        lines_n, rows_n, positions_n = (upload(x[again].astype(np.int32), self._device) for x in sent)
+        drawn.tokens_S[lines_n] = self._draw_again(
+            drawn.logits_SV, rows_n, positions_n, lines_S=lines_n, allowed_SW=strict.words(again)
+        )
 
     def _amended(self, logits_nV: Tensor, rows_n: IntArray, positions_n: IntArray) -> Tensor:
         """Logits in float32, ours to change, with constraints, penalties and masks.
@@ -186,10 +224,15 @@ class Sampler:
         self._constraints.open(sequence, row)
         self._penalties.open(sequence, row)
 
-    def _logprobs(self, drawn: Drawn, asking: IntArray, rows_n: IntArray, lines_n: IntArray) -> AskedLogprobs:
-        counts = self._num_logprobs_R[rows_n].tolist()
-        lines = self._index(lines_n)
-        logprobs_nV = drawn.logits_SV[lines].float().log_softmax(-1)
+    def _logprobs(self, drawn: Drawn, drawing: Drawing, asking: IntArray, strict: Strict) -> AskedLogprobs:
+        counts = self._num_logprobs_R[drawing.rows_D[asking]].tolist()
+        lines = self._index(drawing.lines_D[asking])
+        logits_nV = drawn.logits_SV[lines].float()
+        masked_n = np.flatnonzero(strict.is_D[asking])
+        if (words_nW := strict.words(asking[masked_n])) is not None:
+            where = self._index(masked_n)
+            logits_nV[where] = masked(logits_nV[where], words_nW)
+        logprobs_nV = logits_nV.log_softmax(-1)
         chosen_n = logprobs_nV.gather(1, drawn.tokens_S[lines].unsqueeze(1))[:, 0]
         values_nK, ids_nK = logprobs_nV.topk(min(max(counts), logprobs_nV.shape[1]))
         return AskedLogprobs(indices=asking, counts=counts, tensors=[chosen_n, values_nK, ids_nK])

@@ -17,7 +17,7 @@ Knows nothing of tensors, of how tokens are drawn or of why sequences end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,8 @@ from .waiting import Waiting
 MIN_SPARED_TOKENS = 16384
 # A sequence's last page is half full on average.
 HALF_A_PAGE = 0.5
+# Held back from others where urgent sequences are expected, whose steps then have no more than so many tokens.
+KEPT_ROWS, KEPT_TOKENS, MOST_TOKENS_BESIDE_URGENT = 4, 4096, 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class Plan:
     where draws[i]. `tenancies` says whose rows they are. `token_ids` [T] holds the tokens, -1 for one that the row
     has drawn in the step before and that only the device knows. `admitted` are the sequences that are new in their
     row since the last step. What the first rows share of their contexts, `sharing` says; they compute one token each.
+    `written` are the pages that it writes to.
     """
 
     rows: IntArray
@@ -59,6 +62,7 @@ class Plan:
     table_columns: IntArray
     table_pages: IntArray
     sharing: Sharing | None
+    written: IntArray
 
 
 class Scheduler:
@@ -91,6 +95,8 @@ class Scheduler:
         self._waiting = Waiting(rows.page_size, self._expected)
         self._running_S = np.zeros(0, np.int64)  # rows, in order
         self.forecast = LengthForecast()
+        # Whether to hold back what urgent sequences will need, and to have steps of which none is long.
+        self.expects_urgent = False
 
     @property
     def num_waiting(self) -> int:
@@ -117,7 +123,6 @@ class Scheduler:
 
     def schedule(self) -> Plan | None:
         """Plan the next step, or None if there is nothing to compute before results come back, or at all."""
-        rows = self.rows
         budget = self._step_budget()
         admitted = self._admit(budget)
         given_S, grown = self._give(budget)
@@ -127,6 +132,40 @@ class Scheduler:
         sharing, order = self._sharing(self._running_S[taking], given_S[taking])
         rows_S, lengths_S = self._running_S[taking][order], given_S[taking][order]
         admitted = [sequence for sequence in admitted if sequence.row is not None]
+        return self._plan(rows_S, lengths_S, admitted, grown, sharing)
+
+    def schedule_urgent(self, under_way: Collection[Plan], *, max_rows: int, max_tokens: int) -> Plan | None:
+        """Plan a step of urgent sequences alone, to be run in the middle of others; None if there are none that can.
+
+        It computes their prompts, with rows and pages that no step under way has to do with. Who does not fit so gets
+        into the next step as everyone does.
+        """
+        admitted: list[Sequence] = []
+        while len(admitted) < max_rows and self._waiting.urgent:
+            sequence = self._waiting.first()
+            assert sequence is not None
+            match = self._cache.match(sequence)
+            num_tokens = len(sequence.tokens) - len(match.pages) * self.rows.page_size
+            if num_tokens > max_tokens or not self._enter_beside(sequence, match, under_way):
+                break
+            max_tokens -= num_tokens
+            admitted.append(sequence)
+        if not admitted:
+            return None
+        rows_S = np.array([sequence.row for sequence in admitted], np.int64)
+        nothing = np.zeros(0, np.int64)
+        return self._plan(rows_S, self._wanted(rows_S), admitted, (nothing, nothing), None)
+
+    def _plan(
+        self,
+        rows_S: IntArray,
+        lengths_S: IntArray,
+        admitted: list[Sequence],
+        grown: tuple[IntArray, IntArray],
+        sharing: Sharing | None,
+    ) -> Plan:
+        """The step in which these rows compute so many tokens; they count as computed from now on."""
+        rows = self.rows
         table_rows_U, table_columns_U = self._table_changes(admitted, grown)
         starts_S = rows.num_computed_R[rows_S]
         ends_S = starts_S + lengths_S
@@ -142,6 +181,7 @@ class Scheduler:
             table_columns=table_columns_U,
             table_pages=rows.page_table_RN[table_rows_U, table_columns_U].astype(np.int64),
             sharing=sharing,
+            written=self._written(rows_S, starts_S, ends_S),
         )
         rows.num_computed_R[rows_S] = ends_S
         rows.num_tokens_R[rows_S[plan.draws]] += 1
@@ -158,6 +198,15 @@ class Scheduler:
         self.num_generated_tokens += len(rows_D)
         self._cache.publish(rows_D)
         return live_D
+
+    def withdraw(self, plan: Plan) -> None:
+        """The last step that was planned could not be computed: its sequences wait again. It was urgent ones' first.
+
+        Nobody else has found the pages yet that it was to fill.
+        """
+        for row in plan.rows.tolist():
+            self._preempt(row)
+        self.pool.forget_idle()
 
     def start_over(self, *, max_running: int, max_tokens: int) -> None:
         """A planned step could not be computed: all running sequences wait again, and later steps are smaller.
@@ -199,7 +248,7 @@ class Scheduler:
                 continue
             self._waiting.pop()
             outlook.add(*growth)
-            self._enter(sequence, match)
+            self._enter(sequence, match, self.pool.take(match, self._num_new(sequence, match)))
             admitted.append(sequence)
         for sequence in held_back:
             self._waiting.put_back(sequence)
@@ -229,6 +278,12 @@ class Scheduler:
         rows.num_pages_R[running_S] += new_S
         return given_S, (table_rows, table_columns)
 
+    def _written(self, rows_S: IntArray, starts_S: IntArray, ends_S: IntArray) -> IntArray:
+        first_S = starts_S // self.rows.page_size
+        counts_S = -(-ends_S // self.rows.page_size) - first_S
+        columns = counted(counts_S) + np.repeat(first_S, counts_S)
+        return self.rows.page_table_RN[np.repeat(rows_S, counts_S), columns].astype(np.int64)
+
     def _wanted(self, rows_S: IntArray) -> IntArray:
         """How many tokens each row has still to compute. The last token that a sequence draws is never computed."""
         rows = self.rows
@@ -257,11 +312,14 @@ class Scheduler:
 
     def _step_budget(self) -> int:
         """The most tokens of the next step."""
+        most = self.max_tokens
+        if self.expects_urgent:
+            most = min(most, max(MOST_TOKENS_BESIDE_URGENT, 2 * self.num_running))
         ahead = self._waiting.ahead() if self._min_paced_tokens < self.max_tokens and self.num_running else None
         if ahead is None:
-            return self.max_tokens
+            return most
         num_wanted = int(self._wanted(self._running_S).sum())
-        return paced_tokens(ahead, self._remaining(), num_wanted, least=self._min_paced_tokens, most=self.max_tokens)
+        return paced_tokens(ahead, self._remaining(), num_wanted, least=min(self._min_paced_tokens, most), most=most)
 
     def _remaining(self) -> FloatArray:
         """The tokens that running sequences will probably still generate."""
@@ -300,7 +358,11 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence, match: Match, outlook: Outlook, growth: tuple[float, float, int]) -> bool:
         needed = self._num_new(sequence, match) + match.num_unowned
-        if self.num_running >= self.max_running or needed > self.pool.num_free:
+        kept_rows = kept_pages = 0
+        if self.expects_urgent and not sequence.is_urgent:
+            kept_rows = min(KEPT_ROWS, self.max_running // 16)
+            kept_pages = min(KEPT_TOKENS // self.rows.page_size, self.pool.num_pages // 16)
+        if self.num_running + kept_rows >= self.max_running or needed + kept_pages > self.pool.num_free:
             return False
         return self.num_running == 0 or outlook.peak_with(*growth) <= self.pool.num_pages
 
@@ -321,8 +383,21 @@ class Scheduler:
         before = self._running_S[self.rows.priority_R[self._running_S] <= sequence.request.priority]
         return int(self._wanted(before).sum())
 
-    def _enter(self, sequence: Sequence, match: Match) -> None:
-        pages = self.pool.take(match, self._num_new(sequence, match))
+    def _enter_beside(self, sequence: Sequence, match: Match, under_way: Collection[Plan]) -> bool:
+        """Give a sequence a row and pages that no step under way has to do with, if there are such."""
+        if self.num_running >= self.max_running or self._cache.is_coming(sequence, len(match.pages)):
+            return False
+        if not self.rows.set_aside(np.concatenate([plan.rows for plan in under_way])):
+            return False
+        written = np.concatenate([plan.written for plan in under_way])
+        pages = self.pool.take_beside(match, self._num_new(sequence, match), written)
+        if pages is None:
+            return False
+        self._waiting.pop()
+        self._enter(sequence, match, pages)
+        return True
+
+    def _enter(self, sequence: Sequence, match: Match, pages: IntArray) -> None:
         row = self.rows.open(sequence, pages, len(match.pages))
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = len(match.pages) * self.rows.page_size
@@ -336,8 +411,11 @@ class Scheduler:
             self._running_S = self._running_S[np.lexsort(keys)]
 
     def _preempt_last(self) -> None:
-        sequence = self.rows.sequence(int(self._running_S[-1]))
-        self._running_S = self._running_S[:-1]
+        self._preempt(int(self._running_S[-1]))
+
+    def _preempt(self, row: int) -> None:
+        sequence = self.rows.sequence(row)
+        self._running_S = self._running_S[self._running_S != row]
         self._leave(sequence)
         self._cache.name(sequence, sequence.tokens)
         self._waiting.put_back(sequence)

@@ -7,11 +7,15 @@ every step; what changes in every step lies in `rows.py`. Knows nothing of pages
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from .request import Request, TokenLogprob
+from .request import PromptLogprob, Request, TokenLogprob
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 @dataclass(slots=True, eq=False)
@@ -21,6 +25,7 @@ class Sequence:
     `tokens` is the prompt, after a preemption with the tokens generated until then behind it; while the sequence
     has a row, the row's token ids are the truth. `page_hashes` names its full pages in order. `seed` is the
     request's, or the engine's choice for it. `place` is where it stands among those of its priority, once known.
+    `matcher` follows its grammar, if it has one, and has read what is known of the generated tokens.
     """
 
     request: Request
@@ -32,11 +37,18 @@ class Sequence:
     num_cached_tokens: int | None = None
     num_reported: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
+    matcher: LLMatcher | None = None
 
     @property
     def order(self) -> tuple[int, int]:
         """Who goes first: lower priority numbers, then lower places."""
         return (self.request.priority, self.place)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether it goes before what is usual."""
+        return self.request.priority < 0
 
     @property
     def num_prompt(self) -> int:
@@ -46,6 +58,16 @@ class Sequence:
     def limit(self) -> int:
         """The most tokens it can have, prompt included."""
         return self.num_prompt + self.request.params.max_tokens
+
+    @property
+    def most_cached(self) -> int:
+        """How many of its tokens need not be computed, if their keys and values are there.
+
+        One must be, or there would be nothing to draw the next from; and those that are still to be scored.
+        """
+        most = len(self.tokens) - 1
+        asks = self.request.params.prompt_logprobs is not None
+        return min(most, len(self.prompt_logprobs)) if asks else most
 
     @property
     def may_end_early(self) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 MIXED_ROWS = (16, 64, 128, 256, 384, 512, 768, 1024, 1536)
 # Until a shape has been met so often, a captured one of up to so many times its tokens and rows serves for it.
 TIMES_BEFORE_CAPTURE, MOST_PADDING = 4, 4
+NUM_DOUBLINGS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,11 @@ class Shapes:
             return None
         rows = next((rows for rows in MIXED_ROWS if num_rows <= rows <= self._max_rows), self._max_rows)
         return Shape(_padded(num_tokens), rows, num_levels, mixed=True)
+
+    def doubling(self) -> list[Shape]:
+        """Mixed shapes of most rows, each of half as many tokens as the one before."""
+        sizes = [self._max_mixed_tokens >> i for i in range(NUM_DOUBLINGS)]
+        return [Shape(_padded(size), self._max_rows, 0, mixed=True) for size in sizes if size > self._max_rows]
 
     def paced(self, num_tokens: int) -> list[Shape]:
         """Shapes that steps of this many tokens to twice as many will have, the largest first."""

@@ -22,6 +22,11 @@ def upload(array: Array, device: torch.device) -> Tensor:
     return torch.from_numpy(array).pin_memory().to(device, non_blocking=True)
 
 
+def pinned(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Memory of the host for int32 that is to go to the device, which torch keeps while it is copied from."""
+    return torch.empty(shape, dtype=torch.int32, pin_memory=device.type == "cuda")
+
+
 class Download:
     """Tensors on their way to the host: `wait` gives them as arrays."""
 
@@ -34,6 +39,11 @@ class Download:
         if on_gpu:
             self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._event.record()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> list[Array]:
         """Block until all that was launched before this download is done."""

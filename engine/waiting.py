@@ -36,6 +36,15 @@ class Ahead:
     lengths: FloatArray
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """What its sequences want, by place, and the first of their places."""
+
+    first_place: int
+    prompt_tokens: IntArray
+    lengths: FloatArray
+
+
 class Waiting:
     """`add` in order of arrival; look at the `first`, then `pop` it; `put_back` who must wait after all.
 
@@ -49,13 +58,15 @@ class Waiting:
         self._num_begun: Counter[int] = Counter()
         self._behind: dict[int, list[Sequence]] = {}
         self._num_places = 0
-        # Of the round that began last: its priority and first place, and by place what its sequences want.
-        self._priority, self._first_place = 0, 0
-        self._prompt_tokens: IntArray = np.zeros(0, np.int64)
-        self._lengths: FloatArray = np.zeros(0)
+        self._rounds: dict[int, _Round] = {}  # of each priority the one that began last
 
     def __len__(self) -> int:
         return len(self._begun) + sum(map(len, self._behind.values()))
+
+    @property
+    def urgent(self) -> bool:
+        """Whether who is next is urgent."""
+        return any(priority < 0 for priority in self._behind) or (bool(self._begun) and self._begun[0][1].is_urgent)
 
     def add(self, sequence: Sequence) -> None:
         self._behind.setdefault(sequence.request.priority, []).append(sequence)
@@ -87,26 +98,28 @@ class Waiting:
 
     def ahead(self) -> Ahead | None:
         """What is left of the round that began last, if nobody waits beside or behind it."""
-        if not self._begun or self._behind or self._num_begun[self._priority] < len(self._begun):
+        if not self._begun or self._behind:
             return None
-        start = self._begun[0][0][1] - self._first_place
-        if start < 0:
+        (priority, place), _ = self._begun[0]
+        last = self._rounds[priority]
+        start = place - last.first_place
+        if start < 0 or self._num_begun[priority] < len(self._begun):
             return None
-        return Ahead(prompt_tokens=np.cumsum(self._prompt_tokens[start:]), lengths=self._lengths[start:])
+        return Ahead(prompt_tokens=np.cumsum(last.prompt_tokens[start:]), lengths=last.lengths[start:])
 
     def _begin(self, priority: int) -> None:
         """Give everyone of a priority who waits behind a place."""
         arrived = self._behind.pop(priority)
         lengths = self._expect(arrived)
         order, num_common = arrange(arrived, lengths, -(-MIN_COMMON_TOKENS // self._page_size))
-        self._priority, self._first_place = priority, self._num_places
+        first_place = self._num_places
         for place, index in enumerate(order, self._num_places):
             arrived[index].place = place
             self.put_back(arrived[index])
         self._num_places += len(order)
-        self._lengths = lengths[order]
         num_prompt = np.array([arrived[index].num_prompt for index in order])
-        self._prompt_tokens = num_prompt - np.array(num_common) * self._page_size
+        own_tokens = num_prompt - np.array(num_common) * self._page_size
+        self._rounds[priority] = _Round(first_place=first_place, prompt_tokens=own_tokens, lengths=lengths[order])
 
 
 def arrange(sequences: list[Sequence], lengths: FloatArray, min_common: int) -> tuple[list[int], list[int]]:

@@ -19,12 +19,13 @@ from .messages import Message
 from .records import CHAT, COMPLETIONS, RESPONSES
 from .response_requests import in_own_terms, parse_responses
 from .strict import Strict, Text
+from .structured import Structured, refuse_old_names
 from .templated import Templated
 from .tools import Tooled
 
 UNBUILT = {
-    "audio", "documents", "function_call", "functions", "guided_json", "length_penalty", "logits_processors",
-    "mm_processor_kwargs", "moderation", "prediction", "prompt_cache_options", "prompt_logprobs", "structured_outputs",
+    "audio", "documents", "function_call", "functions", "length_penalty", "logits_processors",
+    "mm_processor_kwargs", "moderation", "prediction", "prompt_cache_options",
     "suffix", "truncate_prompt_tokens", "use_beam_search", "web_search_options",
 }  # fmt: skip
 INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
@@ -38,12 +39,6 @@ T = TypeVar("T")
 Prompts = Annotated[list[T], Field(max_length=MAX_PROMPTS, fail_fast=True)]
 
 
-class ResponseFormat(Strict):
-    """Only plain text: schemas are not built yet."""
-
-    type: Literal["text"]
-
-
 class StreamOptions(Strict):
     """What a stream holds beside the choices. Obfuscation would only make chunks longer: there is none."""
 
@@ -51,7 +46,7 @@ class StreamOptions(Strict):
     include_obfuscation: bool = False
 
 
-class Sampled(Strict):
+class Sampled(Strict, Structured):
     """What chat and completions have in common."""
 
     model: str
@@ -79,6 +74,7 @@ class Sampled(Strict):
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -107,7 +103,6 @@ class ChatCompletionRequest(Sampled, Templated, Tooled, Labels):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1, fail_fast=True)] | None = None
-    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatCompletionRequest:
@@ -148,13 +143,6 @@ class CompletionRequest(Sampled):
             raise ValueError("only as many as 'n' are supported: leave it out")
         return value
 
-    @field_validator("echo")
-    @classmethod
-    def _no_prompt_logprobs(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("logprobs") is not None:
-            raise ValueError("with logprobs it is not supported yet: the prompt's own are not computed; leave one out")
-        return value
-
     @field_validator("prompt")
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
@@ -188,6 +176,7 @@ def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | Completio
         return _as_chat(body)
     if not isinstance(body, dict):
         raise invalid_type("body", "an object", body)
+    refuse_old_names(body)
     given = {name: value for name, value in body.items() if value is not None}
     for name in given.keys() & UNBUILT:
         fix = f"use '{INSTEAD[name]}'" if name in INSTEAD else "remove it"

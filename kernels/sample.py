@@ -1,7 +1,7 @@
 """Drawing tokens from logits, each line with the parameters of its row, without a sort.
 
 Knows nothing of requests; the noise of a draw is a hash of its seed and position (`noise.py`), so that a draw depends
-on nothing else in the batch. S lines of logits, V vocabulary, R rows of parameters.
+on nothing else in the batch. S draws, L lines of logits, V vocabulary, R rows of parameters, W words of 32 bits.
 """
 
 from collections.abc import Callable
@@ -24,32 +24,45 @@ class SamplingRows:
 
 
 def sample(
-    logits_SV: Tensor,
+    logits_LV: Tensor,
     rows_S: Tensor,
     positions_S: Tensor,
     params: SamplingRows,
     *,
+    lines_S: Tensor | None = None,
+    allowed_SW: Tensor | None = None,
     out_S: Tensor | None = None,
     drawn_R: Tensor | None = None,
 ) -> Tensor:
-    """Return tokens_S (int64, in `out_S` if given): each line of the logits drawn from for rows_S[s] at positions_S[s].
+    """Return tokens_S (int64, in `out_S` if given): a line of the logits drawn from for rows_S[s] at positions_S[s].
 
+    The line is lines_S[s] (int32), s if that is not given. With allowed_SW (int32, bit t % 32 of word
+    t // 32 is token t's) tokens whose bit is 0, or that have none, count as if their logits were -inf.
     drawn_R (int32), if given, also gets each token at its row; of a row that stands twice, either.
 
     At temperature 0 the token of the largest logit, the lowest id among equals. Otherwise logits are divided by the
     temperature; top_k keeps the largest; top_p keeps of what is left each token with less than that share of the
     probability above it; min_p keeps tokens with at least that share of the likeliest one's probability. Tokens with
-    equal logits pass or fail together, the likeliest always passes, and -inf is never drawn: a line holds a
-    finite logit. Of the kept ones the
+    equal logits pass or fail together, the likeliest always passes, and -inf is never drawn while a line holds a
+    finite logit; of a line that holds none any token is drawn, but one of the vocabulary. Of the kept ones the
     largest sum of logit and Gumbel noise is drawn (https://arxiv.org/abs/1611.00712).
 
     Logits are bfloat16, float16 or float32, with their last dimension contiguous, and remain as they are. On a GPU
     nothing is read back to the host, so the launch can be captured in a CUDA graph.
     """
-    if logits_SV.is_cuda:
+    if logits_LV.is_cuda:
         from . import triton_sample
 
         draw: Callable[..., Tensor] = triton_sample.sample
     else:
         draw = reference.sample
-    return draw(logits_SV, rows_S, positions_S, params, out_S=out_S, drawn_R=drawn_R)
+    return draw(
+        logits_LV,
+        rows_S,
+        positions_S,
+        params,
+        lines_S=lines_S,
+        allowed_SW=allowed_SW,
+        out_S=out_S,
+        drawn_R=drawn_R,
+    )

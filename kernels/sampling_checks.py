@@ -45,10 +45,42 @@ def check_sample(
     assert int((drawn_R == -7).sum()) == 3, "a row was given a token that has no line"
     if twin is not None:
         assert torch.equal(tokens_S, twin(logits_SV, rows_S, positions_S, params)), "the twin's tokens differ"
+    _check_allowed(sample, logits_SV, rows_S, positions_S, params)
     some = torch.arange(num_draws - 1, -1, -3, device=device)
     few = torch.full((len(some),), -7, device=device)
     sample(logits_SV[some], rows_S[some], positions_S[some], params, out_S=few)
     assert torch.equal(few, tokens_S[some]), "draws depend on what is drawn beside them"
+
+
+def _check_allowed(
+    sample: Kernel, logits_LV: Tensor, rows_S: Tensor, positions_S: Tensor, params: SamplingRows
+) -> None:
+    """Check that draws of some lines, with some tokens allowed, are those from lines with -inf for all others.
+
+    The last word is left out, so that tokens at the end of the vocabulary have no bits.
+    """
+    vocab_size, device = logits_LV.shape[1], logits_LV.device
+    lines_S = torch.arange(len(rows_S), dtype=torch.int32, device=device).flip(0)[::2].contiguous()
+    rows_S, positions_S = rows_S[: len(lines_S)].contiguous(), positions_S[: len(lines_S)].contiguous()
+    allowed_SV = torch.rand(len(lines_S), vocab_size, device=device) < 0.3
+    allowed_SV[::3] = torch.arange(vocab_size, device=device) == vocab_size // 2
+    num_words = max(1, -(-vocab_size // 32) - 1)
+    allowed_SV[:, 32 * num_words :] = False
+    allowed_SV[:, min(vocab_size, 32 * num_words) // 2] = True
+    logits_LV = logits_LV.clone()
+    logits_LV[:, min(vocab_size, 32 * num_words) // 2] = -1.5
+    masked_SV = logits_LV[lines_S].masked_fill(~allowed_SV, float("-inf"))
+    bits = (
+        torch.nn.functional.pad(allowed_SV, (0, 32 * num_words))[:, : 32 * num_words]
+        .long()
+        .view(len(lines_S), num_words, 32)
+    )
+    words_SW = (bits << torch.arange(32, device=device)).sum(-1)
+    allowed_SW = torch.where(words_SW >= 2**31, words_SW - 2**32, words_SW).int()
+    tokens_S = sample(logits_LV, rows_S, positions_S, params, lines_S=lines_S, allowed_SW=allowed_SW)
+    expected_S = sample(masked_SV, rows_S, positions_S, params)
+    assert torch.equal(tokens_S, expected_S), "draws of what is allowed are not those from masked logits"
+    assert bool(allowed_SV.gather(1, tokens_S.unsqueeze(1)).all()), "a token was drawn that is not allowed"
 
 
 def check_frequencies(sample: Kernel, num_draws: int, device: str) -> None:

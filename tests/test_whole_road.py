@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import psutil
 import pytest
 from openai import APIConnectionError, NotFoundError, OpenAI
@@ -183,6 +184,55 @@ def test_a_bad_request_fails_its_own_line_alone(service: Service) -> None:
     assert (said["unknown"]["code"], said["unknown"]["param"]) == ("unknown_parameter", "frobnicate")
     assert (said["text"]["code"], said["text"]["param"]) == ("invalid_type", "body")
     assert (batch.request_counts.completed, batch.request_counts.failed) == (2, 4)
+
+
+def test_answers_have_the_shape_that_their_line_asks_for(service: Service) -> None:
+    question = "Name a city and how many people live there, as JSON."
+    city: dict[str, Any] = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "people": {"type": "integer"}},
+        "required": ["city", "people"],
+        "additionalProperties": False,
+    }
+    named = {"type": "json_schema", "json_schema": {"name": "city", "schema": city, "strict": True}}
+    lines = [
+        ask("schema", question, max_tokens=100, response_format=named),
+        ask("free", "Say hello."),
+        ask("two", question, max_tokens=100, n=2, temperature=1, seed=3, response_format=named),
+        ask("choice", "Is water wet?", structured_outputs={"choice": ["certainly", "hardly"]}),
+        ask("regex", "When did it end?", structured_outputs={"regex": "In (19|20)[0-9]{2}, in [A-Z][a-z]{2,8}[.]"}),
+        ask(
+            "bad",
+            question,
+            response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}},
+        ),
+    ]
+    batch = service.wait(service.create(lines))
+    answers = {
+        line["custom_id"]: line["response"]["body"]["choices"] for line in service.lines_of(batch.output_file_id)
+    }
+    assert list(answers) == ["schema", "free", "two", "choice", "regex"]
+    texts = {name: [choice["message"]["content"] for choice in choices] for name, choices in answers.items()}
+    print(texts)
+    for text in texts["schema"] + texts["two"]:
+        jsonschema_rs.validate(city, json.loads(text))
+    assert texts["choice"][0] in ("certainly", "hardly")
+    assert re.fullmatch("In (19|20)[0-9]{2}, in [A-Z][a-z]{2,8}[.]", texts["regex"][0])
+    assert {choice["finish_reason"] for name in ("schema", "two", "choice") for choice in answers[name]} == {"stop"}
+    (error,) = service.lines_of(batch.error_file_id)
+    assert error["response"]["status_code"] == 400
+    assert error["response"]["body"]["error"]["param"] == "response_format.json_schema.schema"
+
+
+def test_a_prompts_tokens_are_scored(service: Service) -> None:
+    batch = service.wait(service.create([ask("a", "The capital of France is Paris.", prompt_logprobs=1, max_tokens=1)]))
+    (line,) = service.lines_of(batch.output_file_id)
+    first, *others = line["response"]["body"]["prompt_logprobs"]
+    assert first is None
+    assert len(others) == line["response"]["body"]["usage"]["prompt_tokens"] - 1
+    likely = [one["decoded_token"] for by_id in others for one in by_id.values() if one["rank"] == 1]
+    assert len(likely) == len(others)
+    assert " Paris" in likely
 
 
 def test_tokens_are_favoured_and_forbidden_line_by_line(service: Service, smollm2: Path) -> None:

@@ -14,7 +14,7 @@ from itertools import count
 from types import MappingProxyType
 from typing import Any
 
-from ..engine.request import Load, ModelInfo, Output, Request, TokenLogprob
+from ..engine.request import Attend, Load, ModelInfo, Output, PromptLogprob, Request, TokenLogprob
 from .chats import PLAINLY, Rendering
 
 PAGE_SIZE = 16
@@ -44,7 +44,8 @@ class EchoEngine:
     def has_work(self) -> bool:
         return bool(self._waiting)
 
-    def step(self) -> list[Output]:
+    def step(self, attend: Attend | None = None) -> list[Output]:
+        # It is short, so that nobody is attended to meanwhile.
         if self.step_s:
             time.sleep(self.step_s)
         size = min(self.max_num_seqs, len(self._waiting))
@@ -75,11 +76,16 @@ class EchoEngine:
             # All of it, or as much as was allowed: there is no token that ends a sequence.
             finish_reason="length",
             logprobs=None if params.logprobs is None else [_certain(token, params.logprobs) for token in tokens],
+            prompt_logprobs=None if params.prompt_logprobs is None else _read(request.prompt, params.prompt_logprobs),
         )
 
 
 def _certain(token: int, num_top: int) -> TokenLogprob:
     return TokenLogprob(token_id=token, logprob=0.0, top=((token, 0.0),)[:num_top])
+
+
+def _read(prompt: Sequence[int], num_top: int) -> list[PromptLogprob]:
+    return [PromptLogprob(token_id=t, logprob=0.0, rank=1, top=((t, 0.0),)[:num_top]) for t in prompt[1:]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from ..engine.request import Load, ModelInfo, Output, Request
+from ..engine.request import Attend, Load, ModelInfo, Output, Request
 
 PR_SET_PDEATHSIG = 1
 LOAD_INTERVAL_S = 0.2
@@ -31,7 +31,8 @@ class Engine(Protocol):
     def info(self) -> ModelInfo: ...
 
     def add(self, requests: Sequence[Request]) -> None: ...
-    def step(self) -> list[Output]: ...
+    def step(self, attend: Attend | None = None) -> list[Output]: ...
+
     def abort(self, ids: Iterable[str]) -> None: ...
     def has_work(self) -> bool: ...
     def load(self) -> Load: ...
@@ -89,16 +90,29 @@ def main(pipe: Connection, factory: Callable[[], Engine], parent_pid: int) -> No
 
 
 def _run(engine: Engine, inbox: SimpleQueue[Command | None], outbox: SimpleQueue[Any]) -> None:
-    said = 0.0
-    while True:
-        for command in _commands(inbox, wait=not engine.has_work()):
+    said, closed = 0.0, False
+
+    def obey(*, wait: bool) -> None:
+        nonlocal closed
+        for command in _commands(inbox, wait=wait):
             if command is None:
+                closed = True
                 return
             if command.add:
                 engine.add(command.add)
             if command.abort:
                 engine.abort(command.abort)
-        outputs = engine.step() if engine.has_work() else []
+
+    def attend(outputs: list[Output]) -> None:
+        if outputs:
+            outbox.put(Stepped(outputs=outputs, load=engine.load()))
+        obey(wait=False)
+
+    while True:
+        obey(wait=not engine.has_work())
+        if closed:
+            return
+        outputs = engine.step(attend) if engine.has_work() else []
         if outputs or time.monotonic() - said > LOAD_INTERVAL_S or not engine.has_work():
             outbox.put(Stepped(outputs=outputs, load=engine.load()))
             said = time.monotonic()

@@ -23,7 +23,9 @@ from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
 from ..jobs.response_requests import in_own_terms
 from .chats import PLAINLY, Rendering, messages_of, rendering_of
 from .deltas import Parser, PlainParser
+from .grammars import grammar_of
 from .parsing.style import PLAIN, Style, parser_of
+from .prompt_logprobs import check_scores, num_scores
 from .thought_grammars import after_thought
 from .tool_grammars import grammar_of_tools
 from .twins import digest_of
@@ -138,6 +140,7 @@ class Prompts:
             params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
             _check_echo(body, prompts)
+            check_scores(body, prompts)
             twin = digest_of(line.url, body, shown=line.body if line.url == RESPONSES else None)
         except UserError as error:
             return refused(line, in_own_terms(error) if line.url == RESPONSES else error)
@@ -211,15 +214,14 @@ class Prompts:
     def _check_params(self, params: SamplingParams) -> None:
         fault = find_fault(params, self.info)
         if fault is not None:
-            field = "tool_choice" if fault.field == "grammar" else fault.field
-            message = f"Invalid value for '{field}': {fault.reason}."
-            raise UserError(message, param=field, code="invalid_value")
+            message = f"Invalid value for '{fault.field}': {fault.reason}."
+            raise UserError(message, param=fault.field, code="invalid_value")
 
     def _grammar(self, body: Body, ending: str) -> str | None:
-        """What the answer must follow so that it calls the tools that it must call; None where it is free."""
+        """What the text must follow: a shape, or calls that must be made, which come first; None where it is free."""
         if not isinstance(body, ChatCompletionRequest):
-            return None
-        grammar = grammar_of_tools(body, self.style)
+            return grammar_of(body)
+        grammar = grammar_of_tools(body, self.style) or grammar_of(body)
         tags = self.style.thoughts
         if grammar is None or (tags is not None and ending.endswith(tags.close)):
             return grammar
@@ -248,6 +250,7 @@ class Prompts:
                 allowed_token_ids=tuple(body.allowed_token_ids or ()),
                 bad_words_token_ids=bad_words,
                 grammar=grammar,
+                prompt_logprobs=num_scores(body),
             )
         )
 

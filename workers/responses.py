@@ -17,6 +17,7 @@ from ..jobs.lines import answered, refused
 from ..jobs.records import RESPONSES, LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from ..jobs.response_requests import parse_responses
+from .prompt_logprobs import add_scores
 from .prompts import Body, Prepared, Tokenizer
 from .response_objects import response_object
 from .said import Choice, Said, num_thinking_tokens, said_in
@@ -58,6 +59,7 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
     }
     if isinstance(body, ChatCompletionRequest) and body.service_tier is not None:
         fields["service_tier"] = "default"
+    add_scores(fields, body, prepared.prompts, outputs, tokenizer)
     return fields, usage
 
 

@@ -48,7 +48,8 @@ class Answer:
     def num_tokens(self) -> int:
         """Its size, with all that is reported of each token."""
         return sum(
-            len(output.token_ids) + sum(1 + len(entry.top) for entry in output.logprobs or ())
+            len(output.token_ids)
+            + sum(1 + len(entry.top) for entry in [*(output.logprobs or ()), *(output.prompt_logprobs or ())])
             for output in self.outputs
         )
 

@@ -6,7 +6,7 @@ fused projection, H query heads, G kv heads, D head size, P pages, B tokens a pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,8 @@ class StepTensors:
     last: Tensor  # [S] each row's last token
     max_query_len: int | None  # of any row; None: it may be any
     shared: SharedPrefixes | None
+    # Called with a layer's number before it is computed, but for the first.
+    before_layer: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,8 @@ class Llama:
         residual_TE = torch.nn.functional.embedding(token_ids_T, self.embedding_VE)
         x_TE = rms_norm(residual_TE, self.layers[0].input_norm_E, self.config.rms_norm_eps)
         for i, layer in enumerate(self.layers):
+            if i and step.before_layer is not None:
+                step.before_layer(i)
             attended = layer.attend(x_TE, step, kv, i, self.cos_MR, self.sin_MR)
             if i + 1 == len(self.layers):
                 # Nothing reads the other tokens' last hidden states.

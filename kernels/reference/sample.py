@@ -1,7 +1,8 @@
 """Drawing tokens in plain torch: what `kernels/sample.py` means, and what serves on a CPU.
 
 No line pays for what another asks: greedy ones take the largest logit and nothing else, and only filtered ones are
-sorted, as far as needed. S lines of logits, V vocabulary, R rows, n lines that need the same work, K candidates.
+sorted, as far as needed. S draws, L lines of logits, V vocabulary, R rows, n lines that need the same work, K
+candidates, W words of 32 bits.
 """
 
 from __future__ import annotations
@@ -23,19 +24,34 @@ GROUP = 64
 
 
 def sample(
-    logits_SV: Tensor,
+    logits_LV: Tensor,
     rows_S: Tensor,
     positions_S: Tensor,
     params: SamplingRows,
     *,
+    lines_S: Tensor | None = None,
+    allowed_SW: Tensor | None = None,
     out_S: Tensor | None = None,
     drawn_R: Tensor | None = None,
 ) -> Tensor:
     """Return tokens_S (int64); `kernels/sample.py` says how."""
+    logits_SV = logits_LV if lines_S is None else logits_LV[lines_S]
+    if allowed_SW is not None:
+        logits_SV = masked(logits_SV, allowed_SW)
     tokens_S = _sample(logits_SV, rows_S, positions_S, params)
     if drawn_R is not None:
         drawn_R[rows_S] = tokens_S.to(drawn_R.dtype)
     return tokens_S if out_S is None else out_S.copy_(tokens_S)
+
+
+def masked(logits_SV: Tensor, allowed_SW: Tensor) -> Tensor:
+    """A copy with -inf for the tokens whose bit is 0 (`kernels/sample.py`), and for those that have none."""
+    bits_8 = torch.arange(8, dtype=torch.uint8, device=logits_SV.device)
+    kept_SV = ((allowed_SW.view(torch.uint8).unsqueeze(-1) >> bits_8) & 1).flatten(1)[:, : logits_SV.shape[1]]
+    result_SV = torch.full_like(logits_SV, float("-inf"))
+    num_bits = kept_SV.shape[1]
+    result_SV[:, :num_bits] = logits_SV[:, :num_bits].masked_fill(kept_SV == 0, float("-inf"))
+    return result_SV
 
 
 def _sample(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, params: SamplingRows) -> Tensor:

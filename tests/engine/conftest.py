@@ -12,10 +12,11 @@ import pytest
 import torch
 import transformers
 
+from pressrun.bench.byte_level import write_tokenizer
 from pressrun.engine.config import EngineConfig
 from pressrun.engine.engine import Engine
 from pressrun.engine.forecast import LengthForecast
-from pressrun.engine.request import Output, Request, SamplingParams
+from pressrun.engine.request import Attend, Output, Request, SamplingParams
 
 TINY = {
     "vocab_size": 256,
@@ -42,8 +43,8 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 class CheckedEngine(Engine):
     """An engine whose page pool is checked against its rows after every step and every abort."""
 
-    def step(self) -> list[Output]:
-        outputs = super().step()
+    def step(self, attend: Attend | None = None) -> list[Output]:
+        outputs = super().step(attend)
         self.check()
         return outputs
 
@@ -82,6 +83,7 @@ def merge(before: Output | None, output: Output) -> Output:
         finish_reason=output.finish_reason,
         stop_reason=output.stop_reason,
         logprobs=None if output.logprobs is None else (before.logprobs or []) + output.logprobs,
+        prompt_logprobs=output.prompt_logprobs,
         num_cached_tokens=output.num_cached_tokens,
         error=output.error,
     )
@@ -145,6 +147,14 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
 def tiny(make_model: Callable[..., Path]) -> Path:
     """A small Llama with random weights."""
     return make_model()
+
+
+@pytest.fixture
+def speller(make_model: Callable[..., Path]) -> Path:
+    """A small Llama with random weights and a tokenizer; its last 20 tokens are padding."""
+    folder = make_model(vocab_size=320, max_position_embeddings=512)
+    write_tokenizer(folder, 300, {0: "<unk>", 1: "<s>", 2: "</s>"})
+    return folder
 
 
 @pytest.fixture

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
 
 from pressrun.engine.request import Output, Request
+
+from .spelling import crowd
 
 pytestmark = [pytest.mark.gpu, pytest.mark.model]
 NUM_PROMPTS, NUM_TOKENS, NUM_TOP = 16, 48, 5
@@ -138,3 +141,39 @@ def test_every_way_of_running_a_step_draws_the_same_tokens(
         ]
         assert len(different) <= 2, name
         assert all(request.params.temperature > 0 for request in different), name
+
+
+def test_every_way_of_running_a_step_follows_grammars_alike(
+    speller: Path, make_engine: Callable[..., Any], ask: Any
+) -> None:
+    """As above, with most rows of a step held to a grammar."""
+    decode = Tokenizer.from_file(str(speller / "tokenizer.json")).decode
+    settings = {"page_size": 16, "max_num_batched_tokens": 64, "max_num_seqs": 24}
+    answers = {
+        name: make_engine(speller, decode=decode, **settings | ways).finish(crowd(ask), arrivals=random.Random(1))
+        for name, ways in {
+            "cpu": {"device": "cpu"},
+            "eager": {"device": "cuda", "enforce_eager": True, "async_scheduling": False},
+            "graphs": {"device": "cuda"},
+            "preempted": {"device": "cuda", "num_pages": 12, "crowded": True},
+        }.items()
+    }
+    expected = answers.pop("cpu")
+    assert {output.finish_reason for output in expected.values()} == {"stop", "length"}
+    for name, outputs in answers.items():
+        different = [id for id, output in outputs.items() if output.token_ids != expected[id].token_ids]
+        assert len(different) <= 2, name
+
+
+def test_prompts_are_scored_as_on_a_cpu(tiny: Path, make_engine: Callable[..., Any], ask: Any) -> None:
+    draw = random.Random(2)
+    requests = [
+        ask([draw.randrange(3, 256) for _ in range(10 + 9 * i)], id=str(i), prompt_logprobs=i % 3 or None, max_tokens=4)
+        for i in range(12)
+    ]
+    settings = {"page_size": 16, "max_num_batched_tokens": 100, "max_num_seqs": 8}
+    here, there = (make_engine(tiny, device=device, **settings).finish(requests) for device in ("cpu", "cuda"))
+    for id, expected in here.items():
+        assert there[id].token_ids == expected.token_ids
+        pairs = zip(there[id].prompt_logprobs or (), expected.prompt_logprobs or (), strict=True)
+        assert all(one.logprob == pytest.approx(other.logprob, abs=1e-3) for one, other in pairs)

@@ -18,12 +18,14 @@ from pressrun.engine.graphs import StepGraphs
 from pressrun.engine.memory import choose_sizes
 from pressrun.engine.shapes import Shape
 
+from .spelling import crowd
+
 
 class Again:
     """In place of a CUDA graph."""
 
     def __init__(self, step: Callable[[], Any]) -> None:
-        self.replay = step
+        self.replay = lambda between=None: step()
 
 
 class NoStream:
@@ -132,5 +134,22 @@ def test_padded_steps_draw_the_same_tokens(
     plain._runner._graphs = None
     expected = plain.finish(requests)
     for request in requests:
+        assert outputs[request.id].token_ids == expected[request.id].token_ids
+        assert outputs[request.id].finish_reason == expected[request.id].finish_reason
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_rows_with_grammars_draw_again_behind_the_step(
+    speller: Path, make_engine: Callable[..., Any], ask: Any, replays: Replays, is_async: bool
+) -> None:
+    settings = {"num_pages": 120, "page_size": 4, "decode": str, "crowded": True, "async_scheduling": is_async}
+    engine = make_engine(speller, max_num_seqs=21, max_num_batched_tokens=60, **settings)
+    replays.clear()
+    outputs = engine.finish(crowd(ask), arrivals=random.Random(1))
+    assert {shape.mixed for shape in replays} == {False, True}
+    plain = make_engine(speller, decode=str)
+    plain._runner._graphs = None
+    expected = plain.finish(crowd(ask))
+    for request in crowd(ask):
         assert outputs[request.id].token_ids == expected[request.id].token_ids
         assert outputs[request.id].finish_reason == expected[request.id].finish_reason

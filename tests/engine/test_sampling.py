@@ -257,5 +257,5 @@ def test_greedy_rows_cost_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_warming_up_draws_for_nobodys_row() -> None:
     sampler = Sampler(3, 10, (EOS,), torch.device("cpu"))
     sampler.drawn_R.fill_(7)
-    sampler.warm_up()
+    sampler.warm_up(torch.bfloat16)
     assert sampler.drawn_R.tolist() == [7, 7, 7, 0]

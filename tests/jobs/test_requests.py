@@ -103,7 +103,7 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
         ({"min_tokens": 5, "max_tokens": 4}, None, "invalid_value", "min_tokens (5) is larger than max_tokens (4)"),
         ({"top_logprobs": 2}, None, "invalid_value", "top_logprobs needs logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", "less than or equal to 20"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "invalid_value", "'text'"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "'json_schema'"),
         ({"logit_bias": [1]}, "logit_bias", "invalid_type", "expected an object, but got an array"),
         ({"logit_bias": {"word": 1}}, "logit_bias", "invalid_value", "token ids such as '50256', not 'word'"),
         ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value", "not '-1'"),
@@ -201,12 +201,11 @@ def test_a_bad_prompt_says_where_and_why(prompt: Any, param: str, said: str) -> 
     assert said in error.message
 
 
-def test_an_echo_with_log_probabilities_is_refused_by_name() -> None:
-    assert completion(echo=True).echo
-    assert completion(echo=False, logprobs=1).num_logprobs == 1
-    error = refusal(COMPLETIONS, {"model": "m", "prompt": "hi", "echo": True, "logprobs": 0})
-    assert (error.param, error.code) == ("echo", "invalid_value")
-    assert "with logprobs it is not supported yet" in error.message
+def test_the_prompts_own_log_probabilities_are_taken_up_to_20() -> None:
+    assert completion(echo=True, logprobs=1).num_logprobs == 1
+    assert chat(prompt_logprobs=20).prompt_logprobs == 20
+    error = refusal(COMPLETIONS, {"model": "m", "prompt": "hi", "prompt_logprobs": -1})
+    assert (error.param, error.code) == ("prompt_logprobs", "invalid_value")
 
 
 @pytest.mark.parametrize("body", ["text", [1], 5, None])

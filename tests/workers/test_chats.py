@@ -236,10 +236,8 @@ def test_a_template_is_told_not_to_think(make: Make) -> None:
 
 @pytest.mark.parametrize(("enabled", "has_thought"), [(True, True), (False, False)])
 def test_a_forced_call_comes_after_a_thought_unless_that_is_done_with(
-    make: Make, monkeypatch: pytest.MonkeyPatch, enabled: bool, has_thought: bool
+    make: Make, enabled: bool, has_thought: bool
 ) -> None:
-    """The engine's refusal of grammars is the only thing left out."""
-    monkeypatch.setattr("pressrun.workers.prompts.find_fault", lambda params, info: None)
     how = {"chat_template_kwargs": {"enable_thinking": enabled}}
     grammar = ready(make(QWEN), tools=[TOOL], tool_choice="required", **how).params[0].grammar
     assert grammar is not None

@@ -128,15 +128,6 @@ def test_a_line_calls_tools_and_thinks(calling_farm: Farm) -> None:
     assert choice.message.content == "So:<think>"
 
 
-def test_what_must_be_called_waits_for_grammars(calling_farm: Farm) -> None:
-    """Until the engine follows them it says so."""
-    farm = calling_farm
-    farm.work()
-    output, errors = farm.results(farm.batch([farm.ask("a", tools=[TOOL], tool_choice="required")]))
-    assert not output
-    assert errors[0]["response"]["body"]["error"]["param"] == "tool_choice"
-
-
 def test_each_field_of_a_completion_line_is_honoured_or_refused_by_name(farm: Farm) -> None:
     farm.work()
     good: dict[str, Any] = {"best": {"n": 2, "best_of": 2}, "bare": {"add_special_tokens": False, "priority": 1}}

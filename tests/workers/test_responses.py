@@ -8,7 +8,7 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from pressrun.engine.request import ModelInfo, Output, TokenLogprob
+from pressrun.engine.request import ModelInfo, Output, PromptLogprob, TokenLogprob
 from pressrun.jobs.records import Line, Usage
 from pressrun.workers.echo_engine import ByteTokenizer
 from pressrun.workers.prompts import Prepared, Prompts
@@ -138,3 +138,47 @@ def test_what_the_engine_refuses_is_a_failed_line() -> None:
     assert result.outcome == "failed"
     assert b"too long for the page pool" in result.data
     assert b'"status_code":500' in result.data
+
+
+def scored(text: str) -> list[PromptLogprob]:
+    """All tokens but the first; the likeliest is always x."""
+    return [PromptLogprob(token_id=t, logprob=-2.0, rank=3, top=((ord("x"), -0.5),)) for t in text.encode()[1:]]
+
+
+def test_an_echo_with_log_probabilities_has_those_of_the_prompt_in_front() -> None:
+    line = prepared(TEXT, prompt=["hi", "ho"], n=2, echo=True, logprobs=1)
+    assert [request.params.prompt_logprobs for request in line.requests("0", 0)] == [1, None, 1, None]
+    top = TokenLogprob(token_id=ord("y"), logprob=-0.5, top=((ord("y"), -0.5),))
+    prompts = [scored("hi"), None, scored("ho"), None]
+    outputs = [output("y", logprobs=[top], prompt_logprobs=prompt) for prompt in prompts]
+    body, _ = answer(line, outputs, TOKENIZER)
+    assert [choice["text"] for choice in body["choices"]] == ["hiy", "hiy", "hoy", "hoy"]
+    for choice in body["choices"]:
+        assert choice["logprobs"] == {
+            "tokens": [*choice["text"]],
+            "token_logprobs": [None, -2.0, -0.5],
+            "top_logprobs": [None, {"x": -0.5}, {"y": -0.5}],
+            "text_offset": [0, 1, 2],
+        }
+        assert "prompt_logprobs" not in choice
+
+
+@pytest.mark.parametrize("url", [CHAT, TEXT])
+def test_a_prompts_log_probabilities_are_listed_as_vllm_has_them(url: str) -> None:
+    line = prepared(url, prompt_logprobs=1)
+    body, _ = answer(line, [output("y", prompt_logprobs=scored("hi"))], TOKENIZER)
+    listed = (body if url == CHAT else body["choices"][0])["prompt_logprobs"]
+    assert listed == [
+        None,
+        {
+            "120": {"logprob": -0.5, "rank": 1, "decoded_token": "x"},
+            "105": {"logprob": -2.0, "rank": 3, "decoded_token": "i"},
+        },
+    ]
+
+
+def test_more_scores_than_an_answer_can_hold_are_refused() -> None:
+    body = {"model": "m", "prompt": ["a" * 90] * 100, "n": 2, "prompt_logprobs": 20}
+    line = Line(index=0, custom_id="a", url=TEXT, body=body)
+    (result,) = Prompts(TOKENIZER, ModelInfo(max_model_len=200, vocab_size=256), "m").prepare([line])
+    assert b"378000 log-probabilities of prompts would be reported" in result.data

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pressrun.engine.request import Load, Output, Request
+from pressrun.engine.request import Attend, Load, Output, Request
 from pressrun.jobs.settings import load_settings
 from pressrun.workers.chats import PLAINLY, Rendering
 from pressrun.workers.echo_engine import ByteTokenizer, EchoEngine
@@ -36,11 +36,11 @@ class MortalEngine(EchoEngine):
         """It holds more than it finishes in a step, as a real engine does."""
         return replace(super().load(), num_rows=NUM_ROWS)
 
-    def step(self) -> list[Output]:
+    def step(self, attend: Attend | None = None) -> list[Output]:
         if any(SPIN in bytes(request.prompt) for _, _, request in self._waiting):
             time.sleep(0.01)
             return []
-        return super().step()
+        return super().step(attend)
 
     def _answer(self, request: Request) -> Output:
         for text, signum in ((KILL, signal.SIGKILL), (STOP, signal.SIGSTOP)):
