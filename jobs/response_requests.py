@@ -5,6 +5,7 @@ What would need state between requests is refused by name. Knows nothing of answ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ CHAT_NAMES: Mapping[str, str] = {
     "max_tokens": "max_output_tokens",
     "messages": "input",
     "reasoning_effort": "reasoning.effort",
+    "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "verbosity": "text.verbosity",
 }
@@ -161,8 +163,9 @@ def parse_responses(body: object) -> ResponsesRequest:
 
 def in_own_terms(error: UserError) -> UserError:
     """An error that was found in the chat request, about the field of this one."""
-    name, dot, rest = (error.param or "").partition(".")
-    if name not in CHAT_NAMES or error.code == "unknown_parameter":
+    param = error.param or ""
+    name = next((name for name in CHAT_NAMES if re.match(rf"{re.escape(name)}(?![\w])", param)), None)
+    if name is None or error.code == "unknown_parameter":
         return error  # Of a field that is not in the chat request, the name is the client's own.
-    message = error.message.replace(f"'{name}'", f"'{CHAT_NAMES[name]}'")
-    return UserError(message, param=CHAT_NAMES[name] + dot + rest, code=error.code, status=error.status)
+    own = CHAT_NAMES[name] + param[len(name) :]
+    return UserError(error.message.replace(f"'{param}'", f"'{own}'"), param=own, code=error.code, status=error.status)

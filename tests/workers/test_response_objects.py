@@ -39,8 +39,8 @@ def ready(**fields: Any) -> Prepared:
     return result
 
 
-def response(text: str, reason: Any = "length", **fields: Any) -> Response:
-    output = Output(id="0.0", token_ids=list(text.encode()), finish_reason=reason)
+def response(written: str, reason: Any = "length", **fields: Any) -> Response:
+    output = Output(id="0.0", token_ids=list(written.encode()), finish_reason=reason)
     body, _ = answer(ready(**fields), [output], TOKENIZER)
     return Response.model_validate(body, strict=True)
 
@@ -49,6 +49,15 @@ def test_text_and_instructions_are_a_conversation() -> None:
     request = chat(instructions="Be terse.", max_output_tokens=7, temperature=0, reasoning={"effort": "low"})
     assert [(message.role, message.text) for message in request.messages] == [("system", "Be terse."), ("user", "hi")]
     assert (request.limit, request.temperature, request.reasoning_effort) == (7, 0, "low")
+
+
+def test_a_format_of_text_is_a_shape() -> None:
+    given = {"type": "json_schema", "name": "answer", "schema": {"type": "object"}, "strict": True}
+    shape = chat(text={"format": given}).response_format
+    assert shape is not None
+    assert shape.json_schema is not None
+    assert (shape.json_schema.name, shape.json_schema.json_schema) == ("answer", {"type": "object"})
+    assert response("{}", text={"format": given}).text is not None
 
 
 def test_items_that_the_assistant_makes_in_a_row_are_one_message() -> None:
@@ -138,6 +147,7 @@ def test_a_response_that_was_cut_off_is_incomplete() -> None:
         ({"include": ["reasoning.encrypted_content"]}, "include", "at most 0 items"),
         ({"max_output_tokens": 0}, "max_output_tokens", "greater than or equal to 1"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type", "'json_schema'"),
+        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name", "'text.format.name'"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_its_own_name(fields: dict[str, Any], param: str, said: str) -> None:
