@@ -17,11 +17,12 @@ from .. import __version__
 from ..jobs.backend import Backend, connect
 from ..jobs.errors import SettingsError
 from ..jobs.settings import Settings, load_settings
-from . import batches, control, files, health, jobs, models, results, uploads, webhooks
+from . import batches, control, files, health, jobs, metrics, models, results, uploads, webhooks
 from .door import Door, check_settings
 from .edge import Edge
 from .errors import AWAY, install_error_handlers
 from .schemas import ErrorBody
+from .tracing import Traced
 from .waiting import Waiting
 
 log = logging.getLogger("pressrun.api")
@@ -33,6 +34,7 @@ DESCRIPTION = "Batches of language model requests: OpenAI's Files and Batches, a
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The ASGI app under `settings` (the environment's, if not given). It connects when it starts up."""
     settings = settings or load_settings()
+    requests = metrics.Requests()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -40,6 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.health_threads = health.health_threads()
         app.state.test_threads = webhooks.test_threads()
         app.state.waiting = Waiting(app.state.backend)
+        app.state.scrapes = metrics.Scrapes(app.state.backend, requests)
         try:
             yield
         finally:
@@ -54,13 +57,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     app.add_middleware(Door, settings=settings)
-    app.add_middleware(Edge, settings=settings)  # Added last: outermost.
+    app.add_middleware(Edge, settings=settings)
+    app.add_middleware(Traced)
+    app.add_middleware(metrics.Counted, requests=requests)  # Added last: outermost.
     install_error_handlers(app)
     # For the document only, where a key is needed whatever the address: it is the door that asks for it.
     shown = [] if settings.auth != "required" else [Depends(HTTPBearer(auto_error=False, description=KEY))]
-    for part in (files, uploads, batches, control, results, jobs, models, webhooks):
+    closed = (files, uploads, batches, control, results, jobs, models, webhooks)
+    for part in closed:
         app.include_router(part.router, dependencies=shown)
     app.include_router(health.router)
+    app.include_router(metrics.router)
+    app.state.routes = [route for part in (*closed, health, metrics) for route in part.router.routes]
     return app
 
 

@@ -24,8 +24,8 @@ from ..jobs.settings import Settings
 from ..jobs.tenants import Allowance
 from .errors import AWAY, answer_to
 
-# They tell nothing of any tenant: whether the server lives, and what it can be asked.
-OPEN = {"/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+# They tell nothing of any tenant: whether the server lives, how busy it is, and what it can be asked.
+OPEN = {"/health", "/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 HOW = "Send it as 'Authorization: Bearer sk-pressrun-…'; `pressrun keys create` makes one."
 REFUSALS: tuple[type[Exception], ...] = (UserError, *AWAY)
 

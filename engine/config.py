@@ -25,7 +25,7 @@ class EngineConfig:
     `gpu_memory_utilization` (a share of the card's memory) on a GPU. `kv_cache_dtype` "fp8" keeps keys and values as
     float8_e4m3fn: twice the tokens, rounded. `enforce_eager` forbids CUDA graphs, which a CPU has none of.
     `async_scheduling` None plans a step while the one before still runs on a GPU, and one after the other on a CPU,
-    which has nothing to gain.
+    which has nothing to gain. `pooling` says which hidden states make an embedding; "auto" is what the folder says.
     """
 
     model: Path
@@ -43,6 +43,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     enforce_eager: bool = False
     async_scheduling: bool | None = None
+    pooling: Literal["auto", "last", "mean", "none"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +59,10 @@ class EngineConfig:
         )
         _require(
             self.kv_cache_dtype in ("auto", "fp8"), f"kv_cache_dtype must be auto or fp8, not {self.kv_cache_dtype!r}"
+        )
+        _require(
+            self.pooling in ("auto", "last", "mean", "none"),
+            f"pooling must be auto, last, mean or none, not {self.pooling!r}",
         )
         _require(
             self.load_format in ("safetensors", "dummy"),

@@ -31,13 +31,15 @@ from .config import EngineConfig
 from .errors import OutOfMemory
 from .grammars import Grammars
 from .interludes import LOOK_S, Interludes
+from .lifetimes import note_admitted, note_first_tokens
 from .loading import load
 from .matching import Matching
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
 from .parts import Between, Mark
+from .pooling import find_pooling
 from .prompt_logprobs import PromptLogprobs
-from .refusals import find_fault
+from .refusals import HEADLESS, embedding_fault, find_fault
 from .reports import Ending, Reporter
 from .request import Attend, Load, ModelInfo, Output, Request
 from .rows import Rows
@@ -59,6 +61,8 @@ class Engine:
     def __init__(self, config: EngineConfig, decode: Decode | None = None) -> None:
         loaded = load(config)
         self._config, self._decode = config, decode
+        self._pooling = find_pooling(config.model, config.pooling)
+        self._takes_means = self._pooling is not None and self._pooling.kind == "mean"
         sizes = choose_sizes(config, loaded)
         kv = make_pages(config, loaded, sizes)
         num_rows = sizes.num_rows
@@ -74,6 +78,7 @@ class Engine:
             device=loaded.device,
             num_graphed_tokens=sizes.num_graphed_tokens,
             num_urgent_tokens=sizes.num_urgent_tokens,
+            pooling=self._pooling,
         )
         on_gpu, windowed = loaded.device.type == "cuda", any(loaded.config.windows)
         shares_reading = config.enable_prefix_caching and on_gpu and not windowed
@@ -96,7 +101,7 @@ class Engine:
         self._grammars = Grammars(config.model, loaded.eos_token_ids)
         self._matching = Matching(self._grammars, self._rows, loaded.device)
         self._prompt_logprobs = PromptLogprobs(self._rows)
-        self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode)
+        self._reporter = Reporter(self._rows, loaded.eos_token_ids, decode, self._pooling)
         self._is_async = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._interludes = Interludes(self._scheduler, launch=self._launch_urgent, land=self._land)
         self._flying: tuple[Plan, Flight] | None = None
@@ -110,6 +115,8 @@ class Engine:
             num_parameters=loaded.num_parameters,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=str(loaded.device),
+            embedding_size=loaded.config.hidden_size if self._pooling else 0,
+            generates=loaded.generates,
         )
 
     def add(self, requests: Iterable[Request]) -> None:
@@ -127,6 +134,8 @@ class Engine:
                 request=request,
                 seed=self._seed(request),
                 tokens=prompt.astype(np.int32),
+                # A mean is of all tokens, and the cache keeps no hidden states.
+                avoids_cache=request.embedding is not None and self._takes_means,
             )
             self._live[request.id] = sequence
             if request.params.grammar is None:
@@ -212,6 +221,7 @@ class Engine:
 
     def _launch_urgent(self, plan: Plan) -> tuple[Plan, Flight] | None:
         """Start a step in the middle of another; None if there is no memory for it, and none is tried again."""
+        note_admitted(plan.admitted)
         scoring = self._prompt_logprobs.wanted(plan)
         try:
             flight = self._runner.launch(plan, scoring, urgent=True)
@@ -225,6 +235,7 @@ class Engine:
 
     def _launch(self, plan: Plan, between: Between | None = None) -> tuple[Plan, Flight] | None:
         """Start a step; None if there is no memory for it, and fewer sequences have to run from now on."""
+        note_admitted(plan.admitted)
         scoring = self._prompt_logprobs.wanted(plan)
         try:
             flight = self._runner.launch(plan, scoring, between=between)
@@ -278,6 +289,7 @@ class Engine:
         if flight.scoring is not None:
             self._prompt_logprobs.take(plan, flight.scoring, results.scores)
         live_D = self._scheduler.record(plan, results.tokens)
+        note_first_tokens(self._rows, plan.rows[plan.draws][live_D])
         faults = self._matching.advance(plan, live_D, results.tokens)
         outputs, ended = self._reporter.report(plan.rows[plan.draws], live_D, results, faults)
         self._forget(ended, ended=True)
@@ -323,6 +335,10 @@ class Engine:
             )
         if params.stop and self._decode is None:
             return "stop strings need a tokenizer, and the engine was built without one"
+        if request.embedding is not None and (why := embedding_fault(request.embedding, self.info)) is not None:
+            return why
+        if request.embedding is None and not self.info.generates:
+            return HEADLESS
         fault = find_fault(params, self.info)
         return None if fault is None else f"{fault.field}: {fault.reason}"
 

@@ -18,7 +18,7 @@ from .linear import Making
 from .models.base import Model
 from .models.llama import LlamaConfig
 from .models.registry import find_architecture
-from .weights import fill_randomly, load_weights
+from .weights import fill_randomly, lacks_head, load_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +32,16 @@ class Loaded:
     max_model_len: int
     eos_token_ids: tuple[int, ...]
     num_parameters: int
+    generates: bool
 
 
 @torch.inference_mode()
 def load(config: EngineConfig) -> Loaded:
     """Build the model that the folder describes and fill its weights."""
     fields = read_json(config.model / "config.json")
+    generates = config.load_format == "dummy" or not _is_headless(config.model, fields)
+    if not generates:
+        fields |= {"tie_word_embeddings": True}  # What draws is there, and nobody is told of what it draws.
     architecture = find_architecture(fields)
     model_config = architecture.read_config(fields)
     max_model_len = _max_model_len(config, model_config)
@@ -64,6 +68,7 @@ def load(config: EngineConfig) -> Loaded:
         max_model_len=max_model_len,
         eos_token_ids=_eos_token_ids(config.model, fields),
         num_parameters=num_parameters,
+        generates=generates,
     )
 
 
@@ -78,6 +83,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EngineError(f"{path} does not hold an object")
     return value
+
+
+def _is_headless(folder: Path, fields: dict[str, Any]) -> bool:
+    """Whether the model was saved without its head, and so gives embeddings only."""
+    return not fields.get("tie_word_embeddings", False) and lacks_head(folder)
 
 
 def _max_model_len(config: EngineConfig, model: LlamaConfig) -> int:

@@ -70,4 +70,4 @@ class PrefixCache:
             rows.num_published_R[row] = num_full
 
     def _most_matched(self, sequence: Sequence) -> int:
-        return sequence.most_cached // self._rows.page_size
+        return 0 if sequence.avoids_cache else sequence.most_cached // self._rows.page_size

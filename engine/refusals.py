@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .request import ModelInfo, SamplingParams
+from .request import Embedding, ModelInfo, SamplingParams
 
 # Bounds what the engine keeps of a word, and compares with what was generated last.
 MAX_BAD_WORD_TOKENS = 32
+HEADLESS = "the model was saved without its head, and gives embeddings only"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,15 @@ def find_fault(params: SamplingParams, info: ModelInfo) -> Fault | None:
     if wrong:
         return Fault(field="bad_words", reason=f"one has {wrong[0]} tokens, and 1 to {MAX_BAD_WORD_TOKENS} are allowed")
     return _nothing_left(params, info)
+
+
+def embedding_fault(asked: Embedding, info: ModelInfo) -> str | None:
+    """What keeps the model from giving the embedding that is asked for, in words; None if nothing does."""
+    if not info.embedding_size:
+        return "the model gives no embeddings (PRESSRUN_POOLING)"
+    if asked.dimensions is not None and not 1 <= asked.dimensions <= info.embedding_size:
+        return f"dimensions must be from 1 to {info.embedding_size}, not {asked.dimensions}"
+    return None
 
 
 def _grammar_fault(params: SamplingParams) -> Fault | None:

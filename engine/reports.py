@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .lifetimes import lifetime
 from .pages import IntArray
+from .pooling import Pooling
 from .request import FinishReason, Output
 from .rows import Rows
 from .runner import Results
@@ -34,8 +36,10 @@ class Ending:
 class Reporter:
     """Reads the scheduler's rows after each step; it changes nothing in them."""
 
-    def __init__(self, rows: Rows, eos_token_ids: tuple[int, ...], decode: Decode | None) -> None:
-        self._rows, self._decode = rows, decode
+    def __init__(
+        self, rows: Rows, eos_token_ids: tuple[int, ...], decode: Decode | None, pooling: Pooling | None = None
+    ) -> None:
+        self._rows, self._decode, self._pooling = rows, decode, pooling
         self._eos_token_ids = np.array(eos_token_ids, np.int64)
 
     def report(
@@ -53,6 +57,7 @@ class Reporter:
             sequence = self._rows.sequence(row)
             if i in results.logprobs:
                 sequence.logprobs.append(results.logprobs[i])
+            sequence.pooled = results.pooled.get(i)
             ending = self._own_ending(sequence, row, endings.get(row))
             if ending is not None:
                 endings[row] = ending
@@ -66,6 +71,8 @@ class Reporter:
         """What is new of a sequence since its last output."""
         tokens = sequence.tokens if sequence.row is None else self._rows.tokens(sequence.row)
         generated = tokens[sequence.num_prompt :]
+        if sequence.embeds:
+            generated = generated[:0]
         start, sequence.num_reported = sequence.num_reported, len(generated)
         asks = sequence.request.params.logprobs is not None
         scores = sequence.request.params.prompt_logprobs is not None
@@ -78,7 +85,14 @@ class Reporter:
             logprobs=sequence.logprobs[start:] if asks else None,
             prompt_logprobs=sequence.prompt_logprobs if ending and scores else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
+            embedding=self._embedding(sequence),
+            lifetime=lifetime(sequence, len(generated)) if ending else None,
         )
+
+    def _embedding(self, sequence: Sequence) -> bytes | None:
+        if self._pooling is None or sequence.pooled is None or sequence.request.embedding is None:
+            return None
+        return self._pooling.embedding(sequence.pooled, sequence.num_prompt, sequence.request.embedding)
 
     def _common_endings(self, rows_D: IntArray, tokens_D: IntArray) -> dict[int, Ending]:
         is_eos_D = np.isin(tokens_D, self._eos_token_ids) & self._rows.heeds_eos_R[rows_D]
@@ -90,6 +104,8 @@ class Reporter:
         """The ending by the request's own stops, if they say so, else the common one."""
         params = sequence.request.params
         generated = self._rows.tokens(row)[sequence.num_prompt :]
+        if sequence.embeds:
+            return Ending(finish="stop")
         if common is not None and common.finish != "length":
             return common
         token = int(generated[-1])

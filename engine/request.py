@@ -53,11 +53,19 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """Asks for one vector that stands for the whole prompt, of its first `dimensions`; None: of all."""
+
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One sequence to complete. `n` choices of one prompt are `n` requests, which share its cached pages.
 
     Lower `priority` runs first; equals in rounds (`waiting.py`). With `stream` every step's tokens are reported,
-    otherwise only the finished sequence.
+    otherwise only the finished sequence. With an `embedding` the prompt is all that is computed, and its vector is the
+    answer; `params` are `EMBEDDING_PARAMS` then.
     """
 
     id: str
@@ -65,6 +73,11 @@ class Request:
     params: SamplingParams
     priority: int = 0
     stream: bool = False
+    embedding: Embedding | None = None
+
+
+# A prompt ends with the draw of one token, which nobody is told of.
+EMBEDDING_PARAMS = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +100,29 @@ class PromptLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetime:
+    """When a request came, first got a row, drew its first token and ended; None: it did not come to that.
+
+    Seconds of a clock that all processes of one host share. `num_generated_tokens` are all of its tokens.
+    """
+
+    arrived_at: float
+    admitted_at: float | None
+    first_token_at: float | None
+    ended_at: float
+    num_prompt_tokens: int
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """New tokens of one request, since the last output of the same request.
 
     `finish_reason` is set on the last one: "stop" (end of sequence, stop token or stop string: `stop_reason` says
     which, None for end of sequence), "length", "abort", or "error" with `error` in words. The token that ended the
-    sequence is included in `token_ids`. `num_cached_tokens` counts prompt tokens served from cached pages.
-    `prompt_logprobs`, on the last output, are of all prompt tokens but the first.
+    sequence is included in `token_ids`. `num_cached_tokens` counts prompt tokens served from cached pages. An
+    `embedding` is float32, little-endian. `lifetime` is on the last one too, unless the request was refused, and so are
+    `prompt_logprobs`, of all prompt tokens but the first.
     """
 
     id: str
@@ -104,6 +133,8 @@ class Output:
     prompt_logprobs: list[PromptLogprob] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    embedding: bytes | None = None
+    lifetime: Lifetime | None = None
 
 
 # During a long step an engine's owner is given outputs as they come, and may add and abort requests.
@@ -128,7 +159,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a caller must know of the loaded model to make requests that fit."""
+    """What a caller must know of the loaded model to make requests that fit.
+
+    Embeddings have `embedding_size` dimensions; 0: the model gives none. Not every one `generates`.
+    """
 
     max_model_len: int
     vocab_size: int
@@ -136,3 +170,5 @@ class ModelInfo:
     num_parameters: int = 0
     dtype: str = "float32"
     device: str = "cpu"
+    embedding_size: int = 0
+    generates: bool = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from .graphs import StepGraphs, gpu_milliseconds
 from .models.base import KVPages, Model, StepTensors
 from .pages import IntArray
 from .parts import Between, before_layers
+from .pooling import FloatArray, Pooled, Pooler, Pooling
 from .prefixes import NUM_LEVELS, all_share_a_page, shared_prefixes
 from .prompt_logprobs import Scoring, score
 from .request import TokenLogprob
@@ -41,23 +42,44 @@ URGENT_ROWS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """The tokens that a plan's drawing rows drew, in their order, and what was asked of their log-probabilities."""
+    """The tokens that a plan's drawing rows drew, in their order, and what else was asked, by place among them."""
 
     tokens: IntArray
     logprobs: dict[int, TokenLogprob]
     scores: list[npt.NDArray[Any]]  # of prompts, as `prompt_logprobs.py` has them
+    pooled: dict[int, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class More:
+    """What a step leaves on the device beside its draws: the scores of prompts, and hidden states that were pooled."""
+
+    scoring: Scoring | None
+    scores: list[Tensor] = field(default_factory=list)
+    pooled: Pooled | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return self.scores if self.pooled is None else [*self.scores, self.pooled.vectors_nE]
+
+    def read(self, values: list[npt.NDArray[Any]]) -> tuple[list[npt.NDArray[Any]], dict[int, FloatArray]]:
+        """Scores, and pooled states by index into the drawing rows; `values` are the tensors, once they are here."""
+        return values[: len(self.scores)], {} if self.pooled is None else self.pooled.read(values[-1])
 
 
 class Flight:
     """A step under way: `draw` begins what is left to do, once, and `results` waits for its end."""
 
-    def __init__(
-        self, sampler: Sampler, drawn: Drawn, drawing: Drawing, scoring: Scoring | None, scores: list[Tensor]
-    ) -> None:
+    def __init__(self, sampler: Sampler, drawn: Drawn, drawing: Drawing, more: More) -> None:
         self._sampler, self._drawn, self._drawing = sampler, drawn, drawing
-        self.scoring, self._scores = scoring, scores
+        self._more = more
         self._download: Download | None = None
         self._logprobs: AskedLogprobs | None = None
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """Which tokens of prompts it scores."""
+        return self._more.scoring
 
     @property
     def draws(self) -> bool:
@@ -73,7 +95,7 @@ class Flight:
         with out_of_memory(f"drawing for {len(self._drawing.rows_D)} sequences"):
             logprobs = self._logprobs = self._sampler.amend(self._drawn, self._drawing, allowed)
             asked = [] if logprobs is None else logprobs.tensors
-            self._download = Download([self._drawn.tokens_S, *self._scores, *asked])
+            self._download = Download([self._drawn.tokens_S, *self._more.tensors, *asked])
 
     @property
     def is_done(self) -> bool:
@@ -89,10 +111,11 @@ class Flight:
         """What it drew; waits for it."""
         assert self._download is not None, "a step ends only after it has drawn"
         tokens_S, *others = self._download.wait()
-        scores, asked = others[: len(self._scores)], others[len(self._scores) :]
+        num_more = len(self._more.tensors)
+        scores, pooled = self._more.read(others[:num_more])
         tokens_D = tokens_S[self._drawing.lines_D]
-        logprobs = {} if self._logprobs is None else self._logprobs.read(tokens_D, asked)
-        return Results(tokens=tokens_D, logprobs=logprobs, scores=scores)
+        logprobs = {} if self._logprobs is None else self._logprobs.read(tokens_D, others[num_more:])
+        return Results(tokens=tokens_D, logprobs=logprobs, scores=scores, pooled=pooled)
 
 
 class Runner:
@@ -110,9 +133,11 @@ class Runner:
         device: torch.device,
         num_graphed_tokens: int,
         num_urgent_tokens: int,
+        pooling: Pooling | None = None,
     ) -> None:
         self._model, self._kv, self._sampler = model, kv, sampler
         self._page_size, self._device, self._max_len = page_size, device, max_len
+        self._pooler = Pooler(num_rows, pooling, device)
         num_columns = -(-max_len // page_size)
         # As in the sampler, the last row is nobody's.
         self._page_table_RN = torch.zeros(num_rows + 1, num_columns, dtype=torch.int32, device=device)
@@ -206,21 +231,22 @@ class Runner:
         self, plan: Plan, scoring: Scoring | None, between: Between | None, graphs: StepGraphs | None
     ) -> Flight:
         self._sampler.open(plan.admitted)
+        self._pooler.open(plan.admitted)
         step = [plan.rows, plan.starts, np.append(0, np.cumsum(plan.lengths)), plan.token_ids]
         shared = np.zeros(0, np.int64) if plan.sharing is None else plan.sharing.words(self._page_size, len(plan.rows))
         changes = [plan.table_rows, plan.table_columns, plan.table_pages]
         sent = _send([*step, shared, *changes], self._device)
         if len(plan.table_rows):
             self._page_table_RN[sent[5], sent[6]] = sent[7]
-        scores: list[Tensor] = []
-        if scoring is None:
+        more = More(scoring=scoring)
+        if scoring is None and not self._pooler.asks(plan.rows):
             drawn = self._forward(plan, sent[:4], sent[4], between, graphs).narrowed(len(plan.rows))
         else:
-            drawn, scores = self._forward_and_score(plan, sent[:4], sent[4], scoring, between)
+            drawn, more = self._forward_for_more(plan, sent[:4], sent[4], scoring, between)
         lines_D = np.flatnonzero(plan.draws)
         ends_D = (plan.starts + plan.lengths)[lines_D]
         drawing = Drawing(lines_D=lines_D, rows_D=plan.rows[lines_D], positions_D=ends_D)
-        return Flight(self._sampler, drawn, drawing, scoring, scores)
+        return Flight(self._sampler, drawn, drawing, more)
 
     def _forward(
         self, plan: Plan, sent: Sequence[Tensor], shared: Tensor, between: Between | None, graphs: StepGraphs | None
@@ -237,18 +263,26 @@ class Runner:
         prefixes, longest = shared_prefixes(shared, num_levels), int(plan.lengths.max())
         return self._compute(inputs, prefixes, longest, before_layer=before_layers(between))
 
-    def _forward_and_score(
-        self, plan: Plan, sent: Sequence[Tensor], shared: Tensor, scoring: Scoring, between: Between | None
-    ) -> tuple[Drawn, list[Tensor]]:
+    def _forward_for_more(
+        self, plan: Plan, sent: Sequence[Tensor], shared: Tensor, scoring: Scoring | None, between: Between | None
+    ) -> tuple[Drawn, More]:
         """The same, never captured, with the hidden states of more tokens than the last ones."""
-        inputs = StepInputs.empty(len(plan.token_ids), len(plan.rows), self._device)
+        num_rows, num_tokens = len(plan.rows), len(plan.token_ids)
+        inputs = StepInputs.empty(num_tokens, num_rows, self._device)
         self._fill(sent, inputs)
-        lines_P, targets_P = _send([scoring.lines_P, scoring.targets_P], self._device)
         levels = shared_prefixes(shared, 0 if plan.sharing is None else len(plan.sharing.levels))
-        more = replace(inputs, last_Q=torch.cat([inputs.last_Q, lines_P]))
-        hidden_QE = self._hidden(more, levels, int(plan.lengths.max()), before_layers(between))
-        drawn = self._drawn(hidden_QE[: len(plan.rows)], inputs)
-        return drawn, score(self._model.logits, hidden_QE[len(plan.rows) :], targets_P, scoring.num_top)
+        pools, nothing = self._pooler.asks(plan.rows), np.zeros(0, np.int64)
+        every_T = np.arange(num_tokens) if pools and self._pooler.needs_all else nothing
+        lines, targets = (nothing, nothing) if scoring is None else (scoring.lines_P, scoring.targets_P)
+        lines_P, targets_P, every = _send([lines, targets, every_T], self._device)
+        wanted = replace(inputs, last_Q=torch.cat([inputs.last_Q, lines_P, every]))
+        hidden = self._hidden(wanted, levels, int(plan.lengths.max()), before_layers(between))
+        hidden_SE, hidden_PE, hidden_TE = torch.split(hidden, [num_rows, len(lines_P), len(every)])
+        scores: list[Tensor] = []
+        if scoring is not None:
+            scores = score(self._model.logits, hidden_PE, targets_P, scoring.num_top)
+        pooled = self._pooler.pool(plan, hidden_TE if len(every) else hidden_SE) if pools else None
+        return self._drawn(hidden_SE, inputs), More(scoring=scoring, scores=scores, pooled=pooled)
 
     def _fill(self, sent: Sequence[Tensor], inputs: StepInputs) -> None:
         rows_S, starts_S, query_starts_S1, given_ids_T = sent

@@ -6,6 +6,7 @@ every step; what changes in every step lies in `rows.py`. Knows nothing of pages
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,20 @@ class Sequence:
 
     `tokens` is the prompt, after a preemption with the tokens generated until then behind it; while the sequence
     has a row, the row's token ids are the truth. `page_hashes` names its full pages in order. `seed` is the
-    request's, or the engine's choice for it. `place` is where it stands among those of its priority, once known.
-    `matcher` follows its grammar, if it has one, and has read what is known of the generated tokens.
+    request's, or the engine's choice for it. `place` is where it stands among those of its priority, once known. When
+    it came, and how far it got when, is noted by `lifetimes.py`. One that `avoids_cache` computes all of its tokens;
+    `pooled` is what its hidden states have come to, if it asks for an embedding. `matcher` follows its grammar, if it
+    has one, and has read what is known of the generated tokens.
     """
 
     request: Request
     seed: int
     tokens: npt.NDArray[np.int32]
+    arrived_at: float = field(default_factory=time.monotonic)
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    avoids_cache: bool = False
+    pooled: npt.NDArray[np.float32] | None = None
     row: int | None = None
     place: int = -1
     page_hashes: list[bytes] = field(default_factory=list)
@@ -76,8 +84,13 @@ class Sequence:
         return bool(not params.ignore_eos or params.stop or params.stop_token_ids)
 
     @property
+    def embeds(self) -> bool:
+        """Whether it asks for an embedding, not for tokens."""
+        return self.request.embedding is not None
+
+    @property
     def watched(self) -> bool:
         """Whether each of its tokens must be looked at on its own, not only with all others in an array."""
         params = self.request.params
         asks = params.stop or params.stop_token_ids or params.logprobs is not None
-        return bool(asks) or self.request.stream
+        return bool(asks) or self.request.stream or self.embeds

@@ -7,7 +7,7 @@ count as this process's memory until it is closed, and the whole model would be 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -17,15 +17,20 @@ from .errors import WeightsError
 from .linear import Slot
 
 INDEX = "model.safetensors.index.json"
+BODY, FIRST = "model.", "embed_tokens.weight"
 
 
 def load_weights(folder: Path, slots: Iterable[Slot], is_ignorable: Callable[[str], bool]) -> None:
     """Fill every slot from the folder's *.safetensors.
 
-    Raises WeightsError if a tensor is missing, has another shape, or has no slot and is not ignorable.
+    Names without the `model.` in front are those of a model that was saved without what draws from it, as many
+    that are made for embeddings are. Raises WeightsError if a tensor is missing, has another shape, or has no slot and
+    is not ignorable.
     """
     wanted = {slot.name: slot for slot in slots}
-    file_of = _files_by_tensor(folder)
+    stored = _files_by_tensor(folder)
+    prefix = BODY if _is_bare(stored) else ""
+    file_of = {prefix + name: path for name, path in stored.items()}
     missing = wanted.keys() - file_of.keys()
     if missing:
         raise WeightsError(f"{folder} lacks {_some(missing)}")
@@ -33,7 +38,7 @@ def load_weights(folder: Path, slots: Iterable[Slot], is_ignorable: Callable[[st
     if unexpected:
         raise WeightsError(f"{folder} holds tensors that the model has no place for: {_some(unexpected)}")
     for name, slot in wanted.items():
-        _load(file_of[name], slot)
+        _load(file_of[name], name.removeprefix(prefix), slot)
 
 
 def fill_randomly(slots: Iterable[Slot], seed: int) -> None:
@@ -48,12 +53,21 @@ def fill_randomly(slots: Iterable[Slot], seed: int) -> None:
             slot.into.normal_(0.0, 0.02, generator=generator)
 
 
-def _load(path: Path, slot: Slot) -> None:
+def lacks_head(folder: Path) -> bool:
+    """Whether the checkpoint is of a model that was saved without its head; one that is tied needs none."""
+    return _is_bare(_files_by_tensor(folder))
+
+
+def _is_bare(names: Collection[str]) -> bool:
+    return FIRST in names and BODY + FIRST not in names
+
+
+def _load(path: Path, stored_name: str, slot: Slot) -> None:
     with _opened(path) as file:
-        shape = tuple(file.get_slice(slot.name).get_shape())
+        shape = tuple(file.get_slice(stored_name).get_shape())
         if shape != slot.full_shape:
             raise WeightsError(f"{path}: {slot.name} has shape {shape}, the model needs {slot.full_shape}")
-        slot.fill(file.get_tensor(slot.name))
+        slot.fill(file.get_tensor(stored_name))
 
 
 def _files_by_tensor(folder: Path) -> dict[str, Path]:

@@ -96,7 +96,7 @@ def prompt_bytes(body: dict[str, Any]) -> bytes:
         ]
     if isinstance(messages, list):
         return b"\0".join(_text(message.get("content")) for message in messages if isinstance(message, dict))
-    prompt = body.get("prompt")
+    prompt = body.get("input") if body.get("prompt") is None else body["prompt"]
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         prompt = prompt[0]
     return _text(prompt)

@@ -19,13 +19,14 @@ from .records import Batch
 from .settings import Settings
 from .shards import Shards
 from .store import Store
+from .traces import NoTraces, Traces
 
 DAY_S = 86400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """The store, the shards, the line, the blob stores, and who may use them, of one deployment."""
+    """The store, the shards, the line, the blob stores, who may use them, and where traces go, of one deployment."""
 
     settings: Settings
     redis: Redis
@@ -36,12 +37,14 @@ class Backend:
     lineup: Lineup
     blobs: Blobs
     job_blobs: RedisBlobs
+    traces: Traces
 
     def blobs_of(self, batch: Batch) -> Blobs:
         """Where a batch's input and segments lie: native jobs keep theirs in Redis."""
         return self.job_blobs if batch.kind == "job" else self.blobs
 
     def close(self) -> None:
+        self.traces.close()
         self.redis.close()
 
 
@@ -68,4 +71,16 @@ def backend_on(settings: Settings, redis: Redis) -> Backend:
         blobs=open_blobs(settings.blobs, redis),
         # The blobs of a job whose submission or end broke off go by themselves.
         job_blobs=RedisBlobs(redis, ttl_s=DAY_S + settings.job_ttl_s),
+        traces=_open_traces(settings.otlp_endpoint),
     )
+
+
+def _open_traces(endpoint: str | None) -> Traces:
+    if endpoint is None:
+        return NoTraces()
+    try:
+        from .otlp import OtlpTraces
+    except ModuleNotFoundError as error:
+        message = f"PRESSRUN_OTLP_ENDPOINT needs OpenTelemetry ({error.name}): pip install 'pressrun[otel]'"
+        raise SettingsError(message) from error
+    return OtlpTraces(endpoint)

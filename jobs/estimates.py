@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .arranging import prompt_bytes
-from .records import COMPLETIONS
+from .records import COMPLETIONS, EMBEDDINGS
 
 BYTES_PER_TOKEN = 4
 DEFAULT_ANSWER_TOKENS = 256.0  # Of a model that has answered nothing yet.
@@ -22,6 +22,8 @@ MAX_TOKENS = 2**31 - 1  # No line is allowed more.
 
 def line_tokens(endpoint: str, body: Mapping[str, Any], answer_tokens: float = DEFAULT_ANSWER_TOKENS) -> float:
     """Tokens of prompt and answers. `answer_tokens` is how long answers are, as far as is known."""
+    if endpoint == EMBEDDINGS:
+        return _prompt_tokens({"prompt": body.get("input")})
     limit = _limit(endpoint, body)
     answer = answer_tokens if limit is None else min(limit, answer_tokens)
     return _prompt_tokens(body) + min(_count(body.get("n")) or 1, MAX_CHOICES) * answer * _num_prompts(body)

@@ -31,6 +31,7 @@ from .records import ENDED, Batch, BatchError, Claim, Line, Segment, ShardCommit
 from .reopening import forget_lists, sort_lines
 from .store import batch_key
 from .suspects import portion
+from .traces import tell_of_end
 from .validation import Arrangement, Reader, Validated, validate
 
 log = logging.getLogger(__name__)
@@ -309,7 +310,8 @@ def _clean(backend: Backend, batch: Batch) -> None:
     # Before it is forgotten: whoever dies here leaves it to the next to clean. What has been opened again holds anew.
     if backend.store.batch(batch.id).generation == batch.generation:
         backend.quotas.give_back(batch.tenant, batch.id)
-    backend.shards.drop(batch)
+    if backend.shards.drop(batch) == "first":
+        tell_of_end(backend.traces, batch)  # Who dies here leaves a hole in a trace, and nothing else undone.
 
 
 def _delete_segments(backend: Backend, batch: Batch) -> None:

@@ -31,8 +31,9 @@ ENDED: frozenset[BatchStatus] = frozenset(status for status, moves in MOVES.item
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
 RESPONSES = "/v1/responses"
-ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES)
+ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
 DEFAULT_TENANT = "default"
 
 
@@ -120,7 +121,8 @@ class Batch:
     did not run are left as they are, for the reason `closed_before`, where they were not asked for again. Result files
     expire `output_ttl_s` after they are made; None: never. `event_id` names the event of its end. Where it is made
     of an object in S3, `input_url` and `input_etag` say which, and `input_file_id` is the file that becomes of it;
-    `output_prefix` is where its results are wanted too, and `delivery_error` why they are not there.
+    `output_prefix` is where its results are wanted too, and `delivery_error` why they are not there. `trace` names the
+    span of the request that made it, and when, if it is traced (`traces.py`).
     """
 
     id: str
@@ -159,6 +161,7 @@ class Batch:
     input_etag: str | None = None
     output_prefix: str | None = None
     delivery_error: str | None = None
+    trace: str | None = None
 
     @property
     def input_blob(self) -> str:

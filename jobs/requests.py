@@ -1,4 +1,4 @@
-"""What a chat or completion request may ask: its fields, their ranges, and clear refusals for the rest.
+"""What a request may ask (embeddings: `embeddings.py`): its fields, their ranges, and clear refusals for the rest.
 
 The fields are OpenAI's, and vLLM's beyond them. What Pressrun does not do yet is refused by name, so that no option is
 taken and ignored. Knows nothing of models: whether a prompt fits is the worker's to say.
@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .constraints import MAX_INT, AllowedTokenIds, BadWords, LogitBias
+from .embeddings import EmbeddingRequest
 from .errors import UserError
 from .invalid import invalid_type, user_error, whole_text
 from .labels import Labels
 from .messages import Message
-from .records import CHAT, COMPLETIONS, RESPONSES
+from .records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from .response_requests import in_own_terms, parse_responses
 from .strict import Strict, Text
 from .structured import Structured, refuse_old_names
@@ -161,13 +162,14 @@ class CompletionRequest(Sampled):
         return self.logprobs
 
 
-BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest]] = {
+BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest] | type[EmbeddingRequest]] = {
     CHAT: ChatCompletionRequest,
     COMPLETIONS: CompletionRequest,
+    EMBEDDINGS: EmbeddingRequest,
 }
 
 
-def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | CompletionRequest:
+def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | CompletionRequest | EmbeddingRequest:
     """The request in `body`, sent to an endpoint; of `/v1/responses` the chat request that asks the same.
 
     Raises UserError that names the field and the fix.
@@ -187,7 +189,7 @@ def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | Completio
         raise _in_openais_words(user_error(error.errors(include_url=False)), given) from error
 
 
-def _as_chat(body: object) -> ChatCompletionRequest | CompletionRequest:
+def _as_chat(body: object) -> ChatCompletionRequest | CompletionRequest | EmbeddingRequest:
     asked = parse_responses(body)
     try:
         return parse_body(CHAT, asked.as_chat())

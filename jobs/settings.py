@@ -52,6 +52,18 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
 
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Collector of traces, by OTLP over HTTP, such as http://localhost:4318. Unset: no traces.",
+    )
+    traced_lines: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the lines of traced batches that have spans of their own; jobs always do.",
+    )
+
     max_file_bytes: int = Field(512 * 2**20, ge=1, description="Largest upload, in bytes.")
     max_upload_bytes: int = Field(8 * 2**30, ge=1, description="Largest file that is uploaded in parts, in bytes.")
     max_batch_bytes: int = Field(200 * 2**20, ge=1, description="Largest input file of a batch, in bytes.")
@@ -134,6 +146,11 @@ class Settings(BaseSettings):
     enable_prefix_caching: bool = Field(True, description="Reuse KV pages of equal prompt beginnings.")
     kv_cache_dtype: Literal["auto", "fp8"] = Field(
         "auto", description="Precision of the KV cache. fp8 holds twice the tokens and rounds them; auto is dtype's."
+    )
+    pooling: Literal["auto", "last", "mean", "none"] = Field(
+        "auto",
+        description="What an embedding is made of: the last token's hidden state or the mean of all; none refuses "
+        "/v1/embeddings. auto: what the model's folder says (1_Pooling/config.json), else last.",
     )
     kv_cache_gb: float = Field(1.0, gt=0, description="KV cache size on a CPU, in GiB.")
     gpu_memory_utilization: float = Field(

@@ -30,10 +30,11 @@ from .records import (
     Shard,
     ShardCommit,
 )
-from .store import ACTIVE, CARE, Store, _text, batch_key
+from .store import ACTIVE, CARE, ENDS, Store, _text, batch_key
 
 CommitReply = Literal["ok", "complete", "lost"]
 SealReply = Literal["ok", "last", "lost"]
+DropReply = Literal["first", "again", "open"]
 CODES: dict[Outcome, str] = {"succeeded": "s", "failed": "f", "unrun": "u"}
 DRAFT_TTL_S = 3600
 KEPT_SHARD = 99_999_999  # Beyond all others, however they are cut.
@@ -244,10 +245,10 @@ class Shards:
         raw: dict[Any, Any] = self.redis.hgetall(key)
         return {int(index): parse_shard(int(index), value) for index, value in raw.items()}
 
-    def drop(self, batch: Batch) -> bool:
-        """Forget the shards of an ended batch, and that it needs care. False if it has been opened again."""
-        keys = [*shard_keys(batch.id, "batch"), ACTIVE[batch.kind], CARE[batch.kind], *self.kept_keys(batch.id)]
-        return bool(self.scripts["drop"](keys=keys, args=[batch.id, batch.generation]))
+    def drop(self, batch: Batch) -> DropReply:
+        """Forget the shards of an ended batch, and that it needs care; not if it has been opened again."""
+        keys = [*shard_keys(batch.id, "batch"), ACTIVE[batch.kind], CARE[batch.kind], ENDS, *self.kept_keys(batch.id)]
+        return _text(self.scripts["drop"](keys=keys, args=[batch.id, batch.generation, batch.kind]))  # type: ignore[return-value]
 
     def kept_keys(self, batch_id: str) -> list[str]:
         """All that is kept of a batch's shards, but for their spools."""

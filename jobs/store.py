@@ -15,6 +15,7 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | `pressrun:care:batch`, `:job` | the same, by the time at which housekeeping looks at them next |
 | `pressrun:{id}` | a batch: its fields, status and counters |
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
+| `pressrun:ends` | how many batches and jobs have ended, by kind and status |
 | `pressrun:answer-tokens` | by model, how long answers were in the batches that ended last |
 """
 
@@ -36,6 +37,7 @@ from .errors import Conflict, NotFound, QuotaExceeded, StoreUnavailable
 from .ids import new_id
 from .records import (
     DEFAULT_TENANT,
+    EMBEDDINGS,
     ENDED,
     MOVES,
     Batch,
@@ -56,7 +58,7 @@ from .tenants import TENANTS, Tenants, limit_field
 FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
 CARE: dict[BatchKind, str] = {"batch": "pressrun:care:batch", "job": "pressrun:care:job"}
-ANSWER_TOKENS = "pressrun:answer-tokens"
+ANSWER_TOKENS, ENDS = "pressrun:answer-tokens", "pressrun:ends"
 FILE_EXPIRY, UNFINISHED, SEQUENCE = "pressrun:file-expiry", "pressrun:unfinished-files", "pressrun:sequence"
 MODEL_TTL_S = 30
 LEARN = 0.3  # The weight of the newest batch in how long answers are.
@@ -337,6 +339,10 @@ class Store:
         known = [rate for rate in rates if rate > 0]
         return Speed(tokens_per_s=sum(known) / len(known) * len(rates) if known else 0.0, num_workers=len(rates))
 
+    def live_workers(self) -> list[ModelCard]:
+        """The card of every live worker."""
+        return self._cards()
+
     def _cards(self) -> list[ModelCard]:
         """The cards of live workers."""
         cards = []
@@ -356,7 +362,7 @@ class Store:
 
     def learn_answer_tokens(self, batch: Batch) -> None:
         """Remember how long the answers of an ended batch were: an estimate, so if two do so at once one may win."""
-        if batch.model and batch.counts.completed:
+        if batch.model and batch.counts.completed and batch.endpoint != EMBEDDINGS:
             mean = batch.usage.output_tokens / batch.counts.completed
             before = float(self.redis.hget(ANSWER_TOKENS, batch.model) or mean)
             self.redis.hset(ANSWER_TOKENS, batch.model, f"{before + LEARN * (mean - before):.2f}")
@@ -432,7 +438,7 @@ def _file(raw: Mapping[Any, Any]) -> File:
 _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
     "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant", "event_id",
-    "input_url", "input_etag", "output_prefix", "delivery_error",
+    "input_url", "input_etag", "output_prefix", "delivery_error", "trace",
 )  # fmt: skip
 _CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before", "delivery_error")  # Empty is none.
 # What a version before this one has not written is 0 or false.

@@ -26,6 +26,7 @@ from .records import DEFAULT_TENANT, ENDED, ENDPOINTS, Batch, Counts, File, Shar
 from .requests import parse_body
 from .settings import Settings
 from .streams import at_most, checked_start, too_large
+from .traces import trace_of_creation
 
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 JOB_WINDOW = "24h"
@@ -188,6 +189,7 @@ def create_batch(
         reserved_error_id=ids.file_id(),
         output_ttl_s=output_ttl_s,
         tenant=tenant,
+        trace=trace_of_creation(),
     )
     backend.quotas.open_batch(tenant, batch.id)
     is_new = backend.store.create_batch(batch)
@@ -223,6 +225,7 @@ def create_job(
         expires_at=now + parse_window(JOB_WINDOW),
         counts=Counts(total=1),
         tenant=tenant,
+        trace=trace_of_creation(),
     )
     backend.quotas.open_job(tenant, job_id, request.model, math.ceil(asked_tokens(url, body)))
     backend.job_blobs.put(job.input_blob, [line])

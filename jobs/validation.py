@@ -20,7 +20,7 @@ from .errors import BlobMissing, UserError
 from .estimates import DEFAULT_ANSWER_TOKENS, asked_tokens, line_tokens
 from .line_options import line_options
 from .lines import split_lines
-from .records import CHAT, RESPONSES, Batch, BatchError, Shard
+from .records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Batch, BatchError, Shard
 from .settings import Settings
 
 MAX_ERRORS = 1000
@@ -28,6 +28,7 @@ NUM_HEAPS = 64
 MAX_SHARD_BYTES = 4 * 2**20
 MAX_DEPTH = 200  # Of nested arrays and objects: far below what Python's parser takes, wherever it is called from.
 MAX_MESSAGE = 500
+KINDS = {CHAT: "Chat Completions", COMPLETIONS: "Completions", EMBEDDINGS: "Embeddings", RESPONSES: "Responses"}
 REQUIRED = ("custom_id", "method", "url", "body")
 DUPLICATE = (
     "The custom_id for this request is a duplicate of another request. "
@@ -245,7 +246,7 @@ def _check_envelope(batch: Batch, line: dict[str, Any], number: int, found: _Fin
 
 def _check_body(batch: Batch, body: dict[str, Any], number: int, models: set[str], found: _Findings) -> None:
     if body.get("stream"):
-        kind = {CHAT: "Chat Completions", RESPONSES: "Responses"}.get(batch.endpoint, "Completions")
+        kind = KINDS[batch.endpoint]
         message = f"{kind}: Streaming is not supported in the Batch API."
         found.add(number, "streaming_unsupported", message, "body.stream")
     model = body.get("model")
@@ -261,6 +262,8 @@ def _check_body(batch: Batch, body: dict[str, Any], number: int, models: set[str
         found.model = model
     if batch.endpoint == CHAT and body.get("messages") is None:
         found.add(number, "invalid_request", "Messages parameter is required.", "body.messages")
+    if batch.endpoint == EMBEDDINGS and body.get("input") is None:
+        found.add(number, "invalid_request", "Input parameter is required.", "body.input")
 
 
 def _duplicates(read: Reader, hashes: _Hashes, settings: Settings) -> Iterator[int]:

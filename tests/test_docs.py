@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import pytest
 from typer.main import get_command
 
 from pressrun.api.app import create_app
+from pressrun.api.metrics import Requests
 from pressrun.cli.main import app as cli
 from pressrun.engine.models import REGISTRY
 from pressrun.jobs.settings import PREFIX, Settings, load_settings
+from pressrun.workers.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+METRIC = re.compile(r"\b(?:vllm|pressrun):[a-z0-9_]+")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -55,3 +59,22 @@ def test_make_targets_named_in_documents_exist() -> None:
         for target in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)$", path.read_text(), flags=re.M):
             name = target[0] or target[1]
             assert re.search(rf"^{name}:", makefile, flags=re.M), f"{path.name} names make {name}"
+
+
+def test_every_metric_is_in_the_reference(tmp_path: Path) -> None:
+    ours = [metric.name for metric in WorkerMetrics().registry.collect()] + [
+        one.name for one in Requests().registry.collect()
+    ]
+    ours += re.findall(r'_(?:one|by)\(\s*"([a-z_]+)"', (ROOT / "jobs" / "standing.py").read_text())
+    for name in ours:
+        full = name if ":" in name or name.startswith("process_") else f"pressrun:{name}"
+        assert f"`{full}`" in REFERENCE or full.startswith("process_"), f"docs/reference.md lacks the metric: {full}"
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+    panels = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())["panels"]
+    asked = {name for panel in panels for target in panel["targets"] for name in METRIC.findall(target["expr"])}
+    assert len(asked) > 15
+    for name in asked:
+        base = re.sub("_(total|bucket|sum|count)$", "", name)
+        assert f"`{base}`" in REFERENCE, f"the dashboard asks for {name}"

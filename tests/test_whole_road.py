@@ -19,14 +19,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema_rs
 import psutil
 import pytest
+import torch
 from openai import APIConnectionError, NotFoundError, OpenAI
+from prometheus_client.parser import text_string_to_metric_families
+from transformers import AutoModelForCausalLM
 
 from pressrun.workers.native_tokenizer import NativeTokenizer
 
-CHAT = "/v1/chat/completions"
+CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 MODEL = "smol"
 ENDED = ("completed", "failed", "expired", "cancelled")
 pytestmark = [pytest.mark.timeout(600)]
@@ -103,8 +107,9 @@ class Service:
         raw = b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines)
         return self.client.files.create(file=("in.jsonl", io.BytesIO(raw)), purpose="batch").id
 
-    def create(self, lines: list[Any]) -> str:
-        return self.client.batches.create(input_file_id=self.upload(lines), endpoint=CHAT, completion_window="24h").id
+    def create(self, lines: list[Any], endpoint: Any = CHAT) -> str:
+        file_id = self.upload(lines)
+        return self.client.batches.create(input_file_id=file_id, endpoint=endpoint, completion_window="24h").id
 
     def wait(self, batch_id: str, timeout_s: float = 300.0) -> Any:
         """The ended batch; an API that is down for a moment is asked again."""
@@ -161,6 +166,47 @@ def test_a_batch_of_questions_is_answered_line_by_line(service: Service) -> None
     assert batch.usage.output_tokens == sum(
         line["response"]["body"]["usage"]["completion_tokens"] for line in (first, second)
     )
+
+
+def test_embeddings_are_those_of_transformers(service: Service, smollm2: Path) -> None:
+    texts = ["The cat sat on the mat.", "A kitten rested on a rug.", "Interest rates rose in March."]
+    lines = [
+        ask(f"{i}", "") | {"url": EMBEDDINGS, "body": {"model": MODEL, "input": text}} for i, text in enumerate(texts)
+    ]
+    lines.append(lines[0] | {"custom_id": "all", "body": {"model": MODEL, "input": texts}})
+    batch = service.wait(service.create(lines, EMBEDDINGS))
+    *single, together = (line["response"]["body"]["data"] for line in service.lines_of(batch.output_file_id))
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    for i, tokens in enumerate(NativeTokenizer(smollm2).encode(texts)):
+        with torch.inference_mode():
+            states = model(torch.tensor([list(tokens)]), output_hidden_states=True).hidden_states[-1][0]
+        wanted = torch.nn.functional.normalize(states[-1], dim=0)
+        for data in (single[i][0], together[i]):
+            # The service may compute in bfloat16.
+            assert float(torch.tensor(data["embedding"]) @ wanted) > 0.99
+    assert batch.usage.output_tokens == 0
+
+
+def test_metrics_tell_of_what_the_engine_did(service: Service) -> None:
+    """After the tests above."""
+
+    def told() -> dict[str, float]:
+        text = httpx.get(str(service.client.base_url).replace("/v1/", "/metrics")).text
+        samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
+        return {one.name: one.value for one in samples if one.labels.get("model_name") == MODEL}
+
+    batch = service.wait(
+        service.create([ask(f"{i}", f"Count to {i}.", max_tokens=8, ignore_eos=True) for i in range(8)])
+    )
+    assert batch.request_counts.completed == 8
+    deadline = time.monotonic() + 30
+    while told().get("vllm:inter_token_latency_seconds_count", 0) < 8 * 7:
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.2)
+    found = told()
+    assert found["vllm:generation_tokens_total"] >= 64
+    assert 0 < found["vllm:time_to_first_token_seconds_sum"] < found["vllm:e2e_request_latency_seconds_sum"]
+    assert found["vllm:num_requests_running"] == 0
 
 
 def test_a_bad_request_fails_its_own_line_alone(service: Service) -> None:

@@ -16,6 +16,7 @@ from threading import Lock
 from ..jobs.backend import Backend
 from ..jobs.deliveries import Taken, put_back, take
 from ..jobs.posting import attempt
+from .metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,11 @@ PAUSE_S = 2  # What is put back comes behind all that is due now.
 class Deliverer:
     """Call `tick` now and then; it does not wait for endpoints."""
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, backend: Backend, metrics: WorkerMetrics | None = None, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self.backend = backend
+        self.metrics = metrics or WorkerMetrics()
         self.clock = clock
         self._pool = ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix="webhooks")
         self._flying: Counter[str] = Counter()
@@ -65,7 +69,7 @@ class Deliverer:
 
     def _attempt(self, taken: Taken) -> None:
         try:
-            attempt(self.backend, taken, self.clock())
+            self.metrics.note_attempt(attempt(self.backend, taken, self.clock()))
         except Exception:
             # The edge of a thread: the delivery is taken again when its time is up.
             log.exception("webhook %s could not be delivered and will be tried again", taken.delivery.event_id)

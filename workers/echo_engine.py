@@ -7,37 +7,54 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 import time
+from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from types import MappingProxyType
 from typing import Any
 
-from ..engine.request import Attend, Load, ModelInfo, Output, PromptLogprob, Request, TokenLogprob
+from ..engine.request import (
+    Attend,
+    Embedding,
+    Lifetime,
+    Load,
+    ModelInfo,
+    Output,
+    PromptLogprob,
+    Request,
+    TokenLogprob,
+)
 from .chats import PLAINLY, Rendering
 
 PAGE_SIZE = 16
 NUM_PAGES = 2**20
+EMBEDDING_SIZE = 8
 
 
 class EchoEngine:
     """Finishes at most `max_num_seqs` requests a step; a step takes `step_s` seconds."""
 
     def __init__(self, *, max_model_len: int = 131072, max_num_seqs: int = 256, step_s: float = 0.0) -> None:
-        self.info = ModelInfo(max_model_len=max_model_len, vocab_size=256)
+        self.info = ModelInfo(max_model_len=max_model_len, vocab_size=256, embedding_size=EMBEDDING_SIZE)
         self.max_num_seqs = max_num_seqs
         self.step_s = step_s
         self._arrivals = count()
         self._waiting: list[tuple[int, int, Request]] = []
+        self._arrived_at: dict[str, float] = {}
         self._num_prompt_tokens = self._num_generated_tokens = 0
 
     def add(self, requests: Sequence[Request]) -> None:
         for request in requests:
             heapq.heappush(self._waiting, (request.priority, next(self._arrivals), request))
+            self._arrived_at[request.id] = time.monotonic()
 
     def abort(self, ids: Iterable[str]) -> None:
         gone = set(ids)
+        for name in gone:
+            self._arrived_at.pop(name, None)
         self._waiting = [entry for entry in self._waiting if entry[2].id not in gone]
         heapq.heapify(self._waiting)
 
@@ -67,6 +84,8 @@ class EchoEngine:
 
     def _answer(self, request: Request) -> Output:
         params = request.params
+        if request.embedding is not None:
+            return self._embed(request, request.embedding)
         tokens = list(request.prompt[: params.max_tokens])
         self._num_prompt_tokens += len(request.prompt)
         self._num_generated_tokens += len(tokens)
@@ -77,6 +96,34 @@ class EchoEngine:
             finish_reason="length",
             logprobs=None if params.logprobs is None else [_certain(token, params.logprobs) for token in tokens],
             prompt_logprobs=None if params.prompt_logprobs is None else _read(request.prompt, params.prompt_logprobs),
+            lifetime=self._lifetime(request, len(tokens)),
+        )
+
+    def _embed(self, request: Request, asked: Embedding) -> Output:
+        """How often bytes of each kind come, as a stand-in for what they mean."""
+        self._num_prompt_tokens += len(request.prompt)
+        counts = [0.0] * EMBEDDING_SIZE
+        for token in request.prompt:
+            counts[token % EMBEDDING_SIZE] += 1
+        counts = counts[: asked.dimensions]
+        length = math.hypot(*counts) or 1.0
+        return Output(
+            id=request.id,
+            token_ids=[],
+            finish_reason="stop",
+            embedding=array("f", [count / length for count in counts]).tobytes(),
+            lifetime=self._lifetime(request, 0),
+        )
+
+    def _lifetime(self, request: Request, num_tokens: int) -> Lifetime:
+        now = time.monotonic()
+        return Lifetime(
+            arrived_at=self._arrived_at.pop(request.id),
+            admitted_at=now,
+            first_token_at=now,
+            ended_at=now,
+            num_prompt_tokens=len(request.prompt),
+            num_generated_tokens=num_tokens,
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .engine_process import EngineDied, EngineProcess
 from .flight import Flight
+from .metrics import WorkerMetrics
 from .runs import Flying
 from .waker import Waker
 from .watchdog import Watchdog
@@ -34,8 +35,10 @@ class Heard:
 class EngineKeeper:
     """Call `hear` again and again. `ready` is set once the engine has come up for the first time."""
 
-    def __init__(self, engine: EngineProcess, flight: Flight, waker: Waker, *, stall_s: float) -> None:
-        self._engine, self._flight, self._waker = engine, flight, waker
+    def __init__(
+        self, engine: EngineProcess, flight: Flight, waker: Waker, metrics: WorkerMetrics, *, stall_s: float
+    ) -> None:
+        self._engine, self._flight, self._waker, self._metrics = engine, flight, waker, metrics
         self._watchdog = Watchdog(stall_s)
         self._hung, self._killed_at = False, 0.0
         self._start_at = 0.0
@@ -62,6 +65,7 @@ class EngineKeeper:
             outputs = self._engine.poll(timeout, self._waker)
         except EngineDied as death:
             return self._died(death)
+        self._metrics.note_engine(self._engine.births, self._engine.load, outputs)
         self.ready = self.ready or up
         if outputs:
             self._deaths = 0
@@ -90,6 +94,7 @@ class EngineKeeper:
 
     def _died(self, death: EngineDied) -> Heard:
         self._deaths += 1
+        self._metrics.note_engine(self._engine.births, None, ())
         log.error("%s (%d in a row, with %d lines in hand)", death, self._deaths, len(self._flight))
         if not self.ready or self.worn_out:
             raise death

@@ -31,7 +31,7 @@ class EngineProcess:
     """Builds the engine with `factory` in a process of its own. To be used from one thread.
 
     `start` returns at once; the engine takes requests once `info` is set, which `poll` brings about. `progress` counts
-    the messages that told of anything new.
+    the messages that told of anything new, and `births` the processes that were started.
     """
 
     def __init__(self, factory: Callable[[], Engine]) -> None:
@@ -39,7 +39,7 @@ class EngineProcess:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._writer: PipeWriter | None = None
-        self.progress = 0
+        self.progress = self.births = 0
         self.info: ModelInfo | None = None
         self.load: Load | None = None
 
@@ -50,6 +50,7 @@ class EngineProcess:
     def start(self) -> None:
         """Start the process; the one before must have ended."""
         assert not self.running, "the engine runs already"
+        self.births += 1
         # On a CPU that others use too, threads that spin while they wait slow a step fivefold. OpenMP reads this as
         # torch loads, so it is set before the child starts.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

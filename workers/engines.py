@@ -41,6 +41,7 @@ class NativeFactory:
             kv_cache_dtype=settings.kv_cache_dtype,
             kv_cache_gb=settings.kv_cache_gb,
             gpu_memory_utilization=settings.gpu_memory_utilization,
+            pooling=settings.pooling,
             seed=settings.seed,
         )
         return NativeEngine(config, decode=_decoder(self.model_dir))

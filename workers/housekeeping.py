@@ -27,6 +27,7 @@ from ..jobs.submit import sweep_broken_uploads, sweep_files
 from ..jobs.uploads import sweep_uploads
 from .deliverer import Deliverer
 from .feeding import Feeder
+from .metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,13 @@ Task = Callable[[Backend, str], None]
 class Housekeeper:
     """Call `tick` often; slow work (reading a whole batch, joining files) goes to a few threads of its own."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, metrics: WorkerMetrics | None = None) -> None:
         self.backend = backend
+        self.metrics = metrics or WorkerMetrics()
         self._feeder = Feeder(backend)
         self._fed: set[str] = set()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="housekeeping")
-        self._deliverer = Deliverer(backend)
+        self._deliverer = Deliverer(backend, self.metrics)
         self._busy: set[str] = set()
         self._retry_at: dict[str, float] = {}
         self._later_lock = Lock()
@@ -60,7 +62,8 @@ class Housekeeper:
         try:
             while not stop.wait(TICK_S):
                 try:
-                    self.tick()
+                    with self.metrics.ticks.time():
+                        self.tick()
                 except RedisError as error:
                     log.warning("housekeeping waits for Redis: %s", error)
                     stop.wait(RETRY_S)
@@ -138,6 +141,7 @@ class Housekeeper:
                 self._act(batch_id, batch)
 
     def _act(self, batch_id: str, batch: Tended) -> None:
+        self.metrics.lapsed_leases.inc(len(batch.back))
         if batch.back:
             log.warning("batch %s: %d shards lost their worker and are queued again", batch_id, len(batch.back))
         if batch.status == "validating":

@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from ..jobs.backend import Backend
 from ..jobs.finish import seal_shard
 from ..jobs.records import Claim, LineResult
+from .metrics import WorkerMetrics
 from .patience import Patiently
 from .shard import RunningShard, ShardKey, Ticket
 from .waker import Waker
@@ -28,10 +29,11 @@ COMMIT_LINES = 1000  # Most lines in one round trip.
 class Ledger:
     """To be used from one thread. `patiently` runs a Redis call until it is answered."""
 
-    def __init__(self, backend: Backend, waker: Waker, patiently: Patiently) -> None:
+    def __init__(self, backend: Backend, waker: Waker, patiently: Patiently, metrics: WorkerMetrics) -> None:
         self._backend = backend
         self._waker = waker
         self._patiently = patiently
+        self._metrics = metrics
         self._shards: dict[ShardKey, RunningShard] = {}
         self._dirty: dict[ShardKey, RunningShard] = {}
         self._dirty_since = 0.0
@@ -101,6 +103,7 @@ class Ledger:
                 if shard.stage == "gone":
                     continue
                 if succeeded:
+                    self._metrics.sealed_shards.inc()
                     self.let_go(shard)
                     done.append(shard)
                 else:
@@ -148,6 +151,8 @@ class Ledger:
         replies = self._patiently(lambda: self._backend.shards.commit(commits))
         lost = []
         for shard, reply in zip(group, replies, strict=True):
+            if reply != "lost":
+                self._metrics.note_committed(shard.finished)
             shard.finished.clear()
             if reply == "ok" and not shard.num_left:
                 # All that was to be run is stored, and yet lines are missing: only a portion was tried, or a crash of

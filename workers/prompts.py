@@ -14,15 +14,17 @@ from typing import Any, Protocol
 
 from ..engine.expand import expand
 from ..engine.refusals import find_fault
-from ..engine.request import ModelInfo, Request, SamplingParams
+from ..engine.request import EMBEDDING_PARAMS, Embedding, ModelInfo, Request, SamplingParams
+from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
-from ..jobs.line_options import line_options
+from ..jobs.line_options import LineOptions, line_options
 from ..jobs.lines import refused
 from ..jobs.records import RESPONSES, Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
 from ..jobs.response_requests import in_own_terms
 from .chats import PLAINLY, Rendering, messages_of, rendering_of
 from .deltas import Parser, PlainParser
+from .embeddings import asked_of, check_size
 from .grammars import grammar_of
 from .parsing.style import PLAIN, Style, parser_of
 from .prompt_logprobs import check_scores, num_scores
@@ -66,16 +68,17 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A line that is ready to run: `body.n` choices of every prompt; `params` go with `prompts`.
+    """A line that is ready to run: `body.n` choices of every prompt, or its `embedding`; `params` go with `prompts`.
 
     Lines with the same `twin` are bound to get the same answer. After `timeout_s` in the engine it is given up. The
     model writes in its `style`; where it `thinks` the prompt ends within a thought.
     """
 
     line: Line
-    body: Body
+    body: Body | EmbeddingRequest
     prompts: tuple[Sequence[int], ...]
     params: tuple[SamplingParams, ...]
+    embedding: Embedding | None = None
     twin: bytes | None = None
     timeout_s: float | None = None
     style: Style = PLAIN
@@ -111,7 +114,11 @@ class Prepared:
         return [
             request
             for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True))
-            for request in expand(Request(id=name, prompt=prompt, params=params, priority=priority), n, first=i * n)
+            for request in expand(
+                Request(id=name, prompt=prompt, params=params, priority=priority, embedding=self.embedding),
+                n,
+                first=i * n,
+            )
         ]
 
 
@@ -133,6 +140,9 @@ class Prompts:
             options = line_options(line.options)
             body = parse_body(line.url, line.body)
             self._check_model(body)
+            if isinstance(body, EmbeddingRequest):
+                return self._prepare_embedding(line, body, options)
+            self._check_generates(body)
             prompts = self._tokens(body)
             bad_words = self._bad_words(body)
             ending = self._ending(prompts[0]) if isinstance(body, ChatCompletionRequest) else ""
@@ -159,7 +169,26 @@ class Prompts:
             thinks=self._opens_a_thought(ending),
         )
 
-    def _check_model(self, body: Body) -> None:
+    def _prepare_embedding(self, line: Line, body: EmbeddingRequest, options: LineOptions) -> Prepared:
+        embedding = asked_of(body, self.info)
+        prompts = self._given(body.input, "input")
+        check_size(prompts, embedding, self.info)
+        return Prepared(
+            line=line,
+            body=body,
+            prompts=prompts,
+            params=(EMBEDDING_PARAMS,) * len(prompts),
+            embedding=embedding,
+            twin=digest_of(line.url, body),
+            timeout_s=options.timeout_s,
+        )
+
+    def _check_generates(self, body: Body) -> None:
+        if not self.info.generates:
+            message = f"The model `{body.model}` gives embeddings only, at /v1/embeddings."
+            raise UserError(message, param="model", code="invalid_value")
+
+    def _check_model(self, body: Body | EmbeddingRequest) -> None:
         if body.model != self.model:
             message = f"The model `{body.model}` does not exist or you do not have access to it."
             raise UserError(message, param="model", code="model_not_found", status=404)
@@ -177,15 +206,20 @@ class Prompts:
                 raise UserError(
                     f"The model's chat template refuses this conversation: {error}", param="messages"
                 ) from error
-        prompt = body.prompt
+        return self._given(body.prompt, "prompt", add_special_tokens=body.add_special_tokens)
+
+    def _given(
+        self, prompt: str | Sequence[str | int | list[int]], param: str, *, add_special_tokens: bool = True
+    ) -> tuple[Sequence[int], ...]:
+        """What may be one text or several, the tokens of one or of several, as tokens."""
         if isinstance(prompt, str):
             prompt = [prompt]
         if isinstance(prompt[0], str):
             texts = [text for text in prompt if isinstance(text, str)]
-            return tuple(self.tokenizer.encode(texts, add_special_tokens=body.add_special_tokens))
+            return tuple(self.tokenizer.encode(texts, add_special_tokens=add_special_tokens))
         if isinstance(prompt[0], int):
-            return (self._known([token for token in prompt if isinstance(token, int)], "prompt"),)
-        return tuple(self._known(tokens, "prompt") for tokens in prompt if isinstance(tokens, list))
+            return (self._known([token for token in prompt if isinstance(token, int)], param),)
+        return tuple(self._known(tokens, param) for tokens in prompt if isinstance(tokens, list))
 
     def _ending(self, prompt: Sequence[int]) -> str:
         """The end of a prompt, of models that think: it may begin a thought, or have it done with."""

@@ -11,12 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from ..engine.request import Output, TokenLogprob
+from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
 from ..jobs.ids import passing_id
 from ..jobs.lines import answered, refused
 from ..jobs.records import RESPONSES, LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from ..jobs.response_requests import parse_responses
+from .embeddings import embedding_answer
 from .prompt_logprobs import add_scores
 from .prompts import Body, Prepared, Tokenizer
 from .response_objects import response_object
@@ -36,6 +38,8 @@ def result_of(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenize
 def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) -> tuple[dict[str, Any], Usage]:
     """The response body of a line that ran, and what it used."""
     body = prepared.body
+    if isinstance(body, EmbeddingRequest):
+        return embedding_answer(body, prepared.prompts, outputs)
     choices = [choice_of(body, output, tokenizer, prepared.kept_tokens) for output in outputs]
     chat = isinstance(body, ChatCompletionRequest)
     if chat:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from ..engine.request import Output
+from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.labels import LABELS
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 
@@ -21,12 +22,14 @@ MOST_TOKENS = 2**18  # Of all answers together; a reported alternative to a toke
 Twin = tuple[str, str, bytes]  # The batch, the copy of its lines that is run, and the digest of a request.
 
 
-def digest_of(url: str, body: ChatCompletionRequest | CompletionRequest, *, shown: object = None) -> bytes | None:
+def digest_of(
+    url: str, body: ChatCompletionRequest | CompletionRequest | EmbeddingRequest, *, shown: object = None
+) -> bytes | None:
     """The same for requests that mean the same, however they are written; None where chance has a say.
 
     `shown` is what the answer repeats of the request as it was written.
     """
-    if body.temperature > 0 and body.seed is None:
+    if not isinstance(body, EmbeddingRequest) and body.temperature > 0 and body.seed is None:
         return None
     canonical = json.dumps([url, body.model_dump(exclude=LABELS), shown], separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
@@ -46,9 +49,10 @@ class Answer:
 
     @property
     def num_tokens(self) -> int:
-        """Its size, with all that is reported of each token."""
+        """Its size, with all that is reported of each token; each number of an embedding is as large as a token."""
         return sum(
             len(output.token_ids)
+            + len(output.embedding or b"") // 4
             + sum(1 + len(entry.top) for entry in [*(output.logprobs or ()), *(output.prompt_logprobs or ())])
             for output in self.outputs
         )

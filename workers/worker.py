@@ -25,6 +25,7 @@ from ..engine.request import ModelInfo
 from ..jobs.backend import Backend, connect
 from ..jobs.errors import PressrunError, SettingsError, StoreUnavailable
 from ..jobs.lines import never_ran
+from ..jobs.metrics import publish
 from ..jobs.records import Claim, LineResult, ModelCard
 from ..jobs.settings import Settings
 from .appetite import Appetite
@@ -37,12 +38,14 @@ from .housekeeping import Housekeeper
 from .intake import Intake, Taken
 from .ledger import Ledger
 from .meter import Meter
+from .metrics import WorkerMetrics
 from .parsing.style import style_of
 from .patience import PATIENCE_S, patiently
 from .prompts import Prepared, Prompts, Tokenizer
 from .responses import result_of
 from .rq_desk import RqDesk
 from .shard import RunningShard, Ticket
+from .spans import LineSpans
 from .waker import Waker
 
 T = TypeVar("T")
@@ -81,9 +84,11 @@ class PressrunWorker(RqDesk):
         self.waker = Waker()
         self.appetite = Appetite()
         self.meter = Meter()
+        self.metrics = WorkerMetrics()
+        self.spans = LineSpans(backend.traces, worker=name, share=settings.traced_lines)
         self.flight = Flight(engine, weigh=self.appetite.weight, max_line_s=settings.max_line_seconds)
-        self.keeper = EngineKeeper(engine, self.flight, self.waker, stall_s=settings.engine_stall_s)
-        self.ledger = Ledger(backend, self.waker, self._patiently)
+        self.keeper = EngineKeeper(engine, self.flight, self.waker, self.metrics, stall_s=settings.engine_stall_s)
+        self.ledger = Ledger(backend, self.waker, self._patiently, self.metrics)
         self.intake: Intake | None = None
         self._closing = threading.Event()
         self._housekeeper: threading.Thread | None = None
@@ -183,11 +188,14 @@ class PressrunWorker(RqDesk):
             for output in () if flying.is_twin else outputs:
                 self.appetite.learn(len(flying.prepared.prompts[0]), len(output.token_ids))
             result = result_of(flying.prepared, outputs, self.tokenizer)
+            self.spans.tell(flying, result)
             tokens += result.usage.input_tokens + result.usage.output_tokens
             self.ledger.enter(flying.shard, result)
         self.meter.note(time.monotonic(), busy=busy, tokens=tokens)
         for flying, code in heard.given_up:
-            self.ledger.enter(flying.shard, never_ran(flying.prepared.line, code))
+            given_up = never_ran(flying.prepared.line, code)
+            self.spans.tell(flying, given_up)
+            self.ledger.enter(flying.shard, given_up)
         if self.intake is None and self.engine.info is not None:
             self._open_for_business(self.engine.info)
 
@@ -201,7 +209,7 @@ class PressrunWorker(RqDesk):
         prompts = Prompts(self.tokenizer, info, settings.model_name, style_of(settings, self.tokenizer))
         self.intake = Intake(self.backend, prompts, self.waker, self._patiently)
         # Validation asks which models are served, so it must not begin before ours is.
-        keep_house = Housekeeper(self.backend).run
+        keep_house = Housekeeper(self.backend, self.metrics).run
         self._housekeeper = threading.Thread(target=keep_house, args=(self._closing,), name="housekeeper", daemon=True)
         self._housekeeper.start()
 
@@ -257,6 +265,7 @@ class PressrunWorker(RqDesk):
     def _let_go_of(self, lost: list[RunningShard]) -> None:
         for shard in lost:
             log.info("batch %s: shard %d is no longer this worker's", *shard.key)
+            self.metrics.lost_leases.inc()
             self._let_go(shard)
 
     def _let_go(self, shard: RunningShard) -> None:
@@ -299,6 +308,12 @@ class PressrunWorker(RqDesk):
         if self._card is not None:
             card = replace(self._card, tokens_per_s=round(self.meter.tokens_per_s, 1))
             self._tell(lambda: self.backend.store.touch_model(card))
+            self._publish_metrics()
+
+    def _publish_metrics(self) -> None:
+        """Beside the card, so that both count for as long."""
+        self.metrics.tokens_per_s.set(self.meter.tokens_per_s)
+        self._tell(lambda: publish(self.backend.store, self.name, self.metrics.registry))
 
     def _is_due(self, name: str, interval: float) -> bool:
         now = time.monotonic()

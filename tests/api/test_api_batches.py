@@ -235,11 +235,11 @@ def test_a_bad_query_is_refused_by_name(api: Api, query: dict[str, Any]) -> None
 
 
 def test_an_unsupported_endpoint_is_refused_with_the_supported_ones(api: Api) -> None:
-    error = refusal(api, endpoint="/v1/embeddings")
+    error = refusal(api, endpoint="/v1/moderations")
     assert (error["param"], error["code"]) == ("endpoint", "invalid_value")
     assert error["message"] == (
-        "Invalid value: '/v1/embeddings'. "
-        "Supported values are: '/v1/chat/completions', '/v1/completions', '/v1/responses'."
+        "Invalid value: '/v1/moderations'. Supported values are: '/v1/chat/completions', '/v1/completions', "
+        "'/v1/embeddings', '/v1/responses'."
     )
 
 

@@ -101,9 +101,9 @@ def test_the_sdk_hears_that_its_key_is_wrong_even_while_it_sends_a_large_file(ap
     assert api.http.get("/health").status_code == 200
 
 
-def test_health_and_the_documents_need_no_key_and_what_is_no_route_is_404(serve: ServeApi) -> None:
+def test_health_metrics_and_the_documents_need_no_key_and_what_is_no_route_is_404(serve: ServeApi) -> None:
     api = serve(auth="required")
-    for path in ("/health", "/docs", "/openapi.json"):
+    for path in ("/health", "/metrics", "/docs", "/openapi.json"):
         assert api.http.get(path).status_code == 200, path
     assert api.http.get("/v1/nothing").status_code == 404
     assert "HTTPBearer" in api.http.get("/openapi.json").json()["components"]["securitySchemes"]

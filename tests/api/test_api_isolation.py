@@ -196,6 +196,7 @@ TABLE: dict[str, Check | str] = {
     "GET /v1/models": SHARED,
     "GET /v1/models/{model_id:path}": SHARED,
     "GET /health": SHARED,
+    "GET /metrics": SHARED,
     "GET /openapi.json": SHARED,
     "GET /docs": SHARED,
     "GET /docs/oauth2-redirect": SHARED,

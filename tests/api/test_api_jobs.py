@@ -141,7 +141,7 @@ def test_a_model_that_no_live_worker_serves_is_404(api: Api) -> None:
     [
         ({"body": BODY}, "url", "missing_required_parameter"),
         ({"url": CHAT}, "body", "missing_required_parameter"),
-        ({"url": "/v1/embeddings", "body": BODY}, "url", "invalid_value"),
+        ({"url": "/v1/moderations", "body": BODY}, "url", "invalid_value"),
         ({"url": 7, "body": BODY}, "url", "invalid_type"),
         ({"url": CHAT, "body": BODY, "priority": 1}, "priority", "unknown_parameter"),
         ({"url": CHAT, "body": "hi"}, "body", "invalid_type"),

@@ -59,6 +59,7 @@ def test_the_openapi_document_describes_every_route_and_its_errors(api: Api) -> 
     described = {(method, path) for path, item in document["paths"].items() for method in item}
     assert described == {
         ("get", "/health"),
+        ("get", "/metrics"),
         ("get", "/v1/models"),
         ("get", "/v1/models/{model_id}"),
         ("post", "/v1/files"),

@@ -23,7 +23,7 @@ from .conftest import CHAT, MODEL, Api, ServeApi, jsonl, request_line, seal_resu
 
 LINES = jsonl(*(request_line(f"c{n}") for n in range(3)))
 OWN = re.compile(
-    r"/v1/jobs|/health|.*/(deliveries|pause|resume|update|retry|results)$"
+    r"/v1/jobs|/health|/metrics|.*/(deliveries|pause|resume|update|retry|results)$"
 )  # What OpenAI does not have, its SDK cannot call.
 PATHS = create_app(load_settings({}, redis_url="redis://127.0.0.1:1/0")).openapi()["paths"]
 ROUTES = {(method.upper(), path) for path, methods in PATHS.items() if not OWN.match(path) for method in methods}

@@ -173,7 +173,7 @@ def test_a_batch_is_refused_with_the_field_that_is_wrong(make_backend: MakeBacke
     backend = make_backend(max_batch_bytes=10)
     other = upload(backend, purpose="user_data")
     large = upload(backend, encode(chat_line("a")))
-    assert refusal(backend, endpoint="/v1/embeddings").param == "endpoint"
+    assert refusal(backend, endpoint="/v1/moderations").param == "endpoint"
     assert refusal(backend, completion_window="1y").param == "completion_window"
     assert refusal(backend, metadata={"a": 1}).param == "metadata.a"
     assert refusal(backend, input_file_id="file-none").status == 404
@@ -302,7 +302,7 @@ def test_a_cancelled_job_says_so(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("changes", "param", "status"),
     [
-        ({"url": "/v1/embeddings"}, "url", 400),
+        ({"url": "/v1/moderations"}, "url", 400),
         ({"body": "text"}, "body", 400),
         ({"body": {"model": "m"}}, "messages", 400),
         ({"body": body(stream=True)}, "stream", 400),

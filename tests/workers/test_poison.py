@@ -46,15 +46,16 @@ def test_the_line_that_an_engine_dies_of_fails_alone(farm: Any, prompt: str, cod
 UNDYING = """
 from types import SimpleNamespace
 from pressrun.workers import engine_keeper
+from pressrun.workers.metrics import WorkerMetrics
 
 class Undying:
-    running, info, progress = True, object(), 0
+    running, info, load, progress, births = True, object(), None, 0, 1
     def poll(self, timeout, waker): return []
     def kill(self): print("killed", flush=True)
 
 engine_keeper.UNDYING_S = 0.2
 flight = SimpleNamespace(num_inside=1, pump=lambda: None, take=lambda outputs: [])
-keeper = engine_keeper.EngineKeeper(Undying(), flight, None, stall_s=0.2)
+keeper = engine_keeper.EngineKeeper(Undying(), flight, None, WorkerMetrics(), stall_s=0.2)
 while True:
     keeper.hear(0.01)
 """
