@@ -46,7 +46,7 @@ class BatchCreate(BaseModel):
         description="A file uploaded with purpose `batch`, or an `s3://bucket/key` of `PRESSRUN_S3_INPUTS`."
     )
     endpoint: str = Field(
-        description="`/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`; that of every line."
+        description="`/v1/chat/completions`, `/v1/completions`, `/v1/responses` or `/v1/embeddings`: that of all lines."
     )
     completion_window: str = Field(description="A duration from `1m` to `30d`, such as `24h`.")
     # `submit` words what is wrong with a pair, and under which name, better than pydantic would.

@@ -46,7 +46,8 @@ class JobCreate(BaseModel):
 
     url: str = Field(
         validation_alias=AliasChoices("url", "endpoint"),
-        description="`/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`. May be called `endpoint`.",
+        description="`/v1/chat/completions`, `/v1/completions`, `/v1/responses` or `/v1/embeddings`. May be called "
+        "`endpoint`.",
     )
     body: Any = Field(description="The body that would be sent to `url`.", json_schema_extra={"type": "object"})
     pressrun: JobOptions = JobOptions()

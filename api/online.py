@@ -19,7 +19,7 @@ from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
 from ..jobs.estimates import line_tokens
 from ..jobs.invalid import whole_text
-from ..jobs.records import CHAT, COMPLETIONS, EMBEDDINGS
+from ..jobs.records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from ..jobs.requests import parse_body
 from .calls import Calls, Pending
 from .chunks import Chunks, error_event
@@ -56,6 +56,15 @@ async def create_chat_completion(request: Request, body: JsonBody, tenant: Tenan
 async def create_completion(request: Request, body: JsonBody, tenant: TenantDep) -> Response:
     """Complete a text, or several, now, ahead of all batches; with `stream` piece by piece."""
     return await _serve(request, COMPLETIONS, body, tenant)
+
+
+@router.post(RESPONSES, response_class=Response, responses=WHOLE)
+async def create_response(request: Request, body: JsonBody, tenant: TenantDep) -> Response:
+    """Answer with OpenAI's `response` object now: text that keeps no state, and no stream yet."""
+    if body.get("stream"):
+        message = "Streams of responses are not supported yet; remove 'stream', or stream /v1/chat/completions."
+        raise UserError(message, param="stream", code="unsupported_parameter")
+    return await _serve(request, RESPONSES, body, tenant)
 
 
 @router.post(EMBEDDINGS, response_class=Response, responses=WHOLE)

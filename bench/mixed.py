@@ -29,6 +29,7 @@ from pressrun.bench.workloads import HIGHEST_TOKEN, LOWEST_TOKEN, Item, make_wor
 from pressrun.engine import interludes
 from pressrun.engine.config import EngineConfig
 from pressrun.engine.engine import Engine
+from pressrun.engine.request import URGENT as URGENT_PRIORITY
 from pressrun.engine.request import Output, Request, SamplingParams
 from pressrun.workers.engine_process import EngineProcess
 
@@ -165,7 +166,9 @@ def run(engine: EngineProcess, batch: list[Item], asking: Asking | None, seconds
 
 def _request(name: str, item: Item, *, urgent: bool = False) -> Request:
     params = SamplingParams(max_tokens=item.num_output, temperature=0.0, ignore_eos=True)
-    return Request(id=name, prompt=item.prompt, params=params, priority=-1 if urgent else 0, stream=urgent)
+    return Request(
+        id=name, prompt=item.prompt, params=params, priority=2 * URGENT_PRIORITY if urgent else 0, stream=urgent
+    )
 
 
 def _started(options: argparse.Namespace, root: Path) -> EngineProcess:

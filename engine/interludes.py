@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from .memory import URGENT_TOKENS
-from .request import Output, Request
+from .request import URGENT, Output, Request
 from .runner import URGENT_ROWS, Flight
 from .scheduler import Plan, Scheduler
 
@@ -51,7 +51,7 @@ class Interludes:
         self._expected_s = 0.0
 
     def note(self, requests: Iterable[Request]) -> None:
-        if any(request.priority < 0 for request in requests):
+        if any(request.priority < URGENT for request in requests):
             self._last_urgent = self._clock()
 
     def play(self, steps: list[Plan]) -> bool:

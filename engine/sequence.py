@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .request import PromptLogprob, Request, TokenLogprob
+from .request import URGENT, PromptLogprob, Request, TokenLogprob
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -56,7 +56,7 @@ class Sequence:
     @property
     def is_urgent(self) -> bool:
         """Whether it goes before what is usual."""
-        return self.request.priority < 0
+        return self.request.priority < URGENT
 
     @property
     def num_prompt(self) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 
 from .forecast import FloatArray
 from .pages import IntArray
+from .request import URGENT
 from .sequence import Sequence
 
 # Groups within groups, so deep.
@@ -66,7 +67,9 @@ class Waiting:
     @property
     def urgent(self) -> bool:
         """Whether who is next is urgent."""
-        return any(priority < 0 for priority in self._behind) or (bool(self._begun) and self._begun[0][1].is_urgent)
+        return any(priority < URGENT for priority in self._behind) or (
+            bool(self._begun) and self._begun[0][1].is_urgent
+        )
 
     def add(self, sequence: Sequence) -> None:
         self._behind.setdefault(sequence.request.priority, []).append(sequence)

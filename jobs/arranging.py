@@ -87,7 +87,11 @@ class Beginnings:
 
 def prompt_bytes(body: dict[str, Any]) -> bytes:
     """What a request begins with, as far as it can be told from its body; nothing for what is not understood."""
-    messages = body.get("messages")
+    messages, items = body.get("messages"), body.get("input")
+    if isinstance(items, str) and "instructions" in body:
+        items = [{"content": items}]
+    if isinstance(items, list) and items and isinstance(items[0], dict):  # Of a response; else it is like a prompt.
+        messages = [{"content": body.get("instructions")}, *items]
     if isinstance(messages, list):
         return b"\0".join(_text(message.get("content")) for message in messages if isinstance(message, dict))
     prompt = body.get("input") if body.get("prompt") is None else body["prompt"]

@@ -27,6 +27,7 @@ class EmbeddingRequest(BaseModel):
 
     n: ClassVar[int] = 1  # Each input has one answer.
     stream: ClassVar[bool] = False
+    priority: ClassVar[int] = 0
 
     model: str
     input: Text | Texts | TokenIds | ManyTokenIds

@@ -6,6 +6,7 @@ than the line allows. What a body gets wrong is not judged here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,8 @@ def line_tokens(endpoint: str, body: Mapping[str, Any], answer_tokens: float = D
 
 def _limit(endpoint: str, body: Mapping[str, Any]) -> int | None:
     default = COMPLETION_TOKENS if endpoint == COMPLETIONS else None
-    return _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")) or default
+    names = ("max_completion_tokens", "max_output_tokens", "max_tokens")
+    return next((limit for name in names if (limit := _count(body.get(name)))), default)
 
 
 def _prompt_tokens(body: Mapping[str, Any]) -> float:
@@ -51,7 +53,8 @@ def _prompt_tokens(body: Mapping[str, Any]) -> float:
         if isinstance(prompt[0], int):
             return len(prompt)
         return sum(_prompt_tokens({"prompt": one}) for one in prompt if isinstance(one, str | list))
-    return len(prompt_bytes(dict(body))) / BYTES_PER_TOKEN
+    tools = body.get("tools")
+    return (len(prompt_bytes(dict(body))) + (len(json.dumps(tools)) if tools else 0)) / BYTES_PER_TOKEN
 
 
 def _num_prompts(body: Mapping[str, Any]) -> int:

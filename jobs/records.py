@@ -32,7 +32,8 @@ ENDED: frozenset[BatchStatus] = frozenset(status for status, moves in MOVES.item
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
-ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)
+RESPONSES = "/v1/responses"
+ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES)
 DEFAULT_TENANT = "default"
 
 

@@ -9,31 +9,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .constraints import MAX_INT, AllowedTokenIds, BadWords, LogitBias
 from .embeddings import EmbeddingRequest
 from .errors import UserError
 from .invalid import invalid_type, user_error, whole_text
-from .records import CHAT, COMPLETIONS, EMBEDDINGS
+from .labels import Labels
+from .messages import Message
+from .records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
+from .response_requests import in_own_terms, parse_responses
+from .strict import Strict, Text
 from .structured import Structured, refuse_old_names
+from .templated import Templated
+from .tools import Tooled
 
 UNBUILT = {
-    "audio", "best_of", "function_call", "functions", "modalities", "parallel_tool_calls", "prediction",
-    "reasoning_effort", "suffix", "tool_choice", "tools", "verbosity",
-    "web_search_options",
+    "audio", "documents", "function_call", "functions", "length_penalty", "logits_processors",
+    "mm_processor_kwargs", "moderation", "prediction", "prompt_cache_options",
+    "suffix", "truncate_prompt_tokens", "use_beam_search", "web_search_options",
 }  # fmt: skip
-MAX_PROMPTS, MAX_FIELDS = 2048, 100
-Text = Annotated[str, AfterValidator(whole_text)]
+INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
+MAX_PROMPTS = 2048
+MAX_PRIORITY = 100
 Stop = Annotated[list[Annotated[str, Field(min_length=1), AfterValidator(whole_text)]], Field(max_length=16)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 # The first finding is enough: a line of a million wrong elements must not become a million findings.
@@ -42,46 +40,14 @@ T = TypeVar("T")
 Prompts = Annotated[list[T], Field(max_length=MAX_PROMPTS, fail_fast=True)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > MAX_FIELDS:
-            raise ValueError(f"an object here has at most {MAX_FIELDS} fields, not {len(value)}")
-        return value
-
-
-class TextPart(_Strict):
-    """One piece of a message's content."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(_Strict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True)]
-    name: Text | None = None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream holds beside the choices. Obfuscation would only make chunks longer: there is none."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class Sampled(_Strict, Structured):
+class Sampled(Strict, Structured):
     """What chat and completions have in common."""
 
     model: str
@@ -90,13 +56,13 @@ class Sampled(_Strict, Structured):
     top_p: float = Field(1.0, gt=0, le=1)
     n: int = Field(1, ge=1, le=128)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Stop = []
+    stop: Stop = Field([])
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: LogitBias = {}
+    logit_bias: LogitBias = Field({})
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    user: Text | None = None
 
     top_k: int = Field(0, ge=-1, le=MAX_INT)
     min_p: float = Field(0.0, ge=0, le=1)
@@ -105,21 +71,16 @@ class Sampled(_Strict, Structured):
     ignore_eos: bool = False
     stop_token_ids: TokenIds = Field([], max_length=128)
     allowed_token_ids: AllowedTokenIds | None = None
-    bad_words: BadWords = []
+    bad_words: BadWords = Field([])
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     prompt_logprobs: int | None = Field(None, ge=0, le=20)
 
     @field_validator("stop", mode="before")
     @classmethod
     def _one_stop_is_a_list(cls, value: Any) -> Any:
         return [] if value is None else [value] if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Sampled:
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
-        return self
 
     @field_validator("stream_options")
     @classmethod
@@ -128,19 +89,32 @@ class Sampled(_Strict, Structured):
             raise ValueError("it is only for requests with 'stream': true")
         return value
 
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Sampled:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
+        return self
 
-class ChatCompletionRequest(Sampled):
+
+class ChatCompletionRequest(Sampled, Templated, Tooled, Labels):
     """The body of `/v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(fail_fast=True)] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1, fail_fast=True)] | None = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+    @model_validator(mode="after")
+    def _continues_the_assistant(self) -> ChatCompletionRequest:
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise ValueError("continue_final_message needs a last message of role 'assistant'")
         return self
 
     @property
@@ -160,6 +134,15 @@ class CompletionRequest(Sampled):
     prompt: Text | Prompts[Text] | TokenIds | Prompts[TokenIds]
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool = False
+    best_of: int | None = Field(None, ge=1, le=128)
+    add_special_tokens: bool = True
+
+    @field_validator("best_of")
+    @classmethod
+    def _all_of_them(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value != info.data.get("n", value):
+            raise ValueError("only as many as 'n' are supported: leave it out")
+        return value
 
     @field_validator("prompt")
     @classmethod
@@ -187,15 +170,35 @@ BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest] | typ
 
 
 def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | CompletionRequest | EmbeddingRequest:
-    """The request in `body`, for one of `BODIES`' endpoints. Raises UserError that names the field and the fix."""
+    """The request in `body`, sent to an endpoint; of `/v1/responses` the chat request that asks the same.
+
+    Raises UserError that names the field and the fix.
+    """
+    if endpoint == RESPONSES:
+        return _as_chat(body)
     if not isinstance(body, dict):
         raise invalid_type("body", "an object", body)
     refuse_old_names(body)
-    for name in body.keys() & UNBUILT:
-        if body[name] is not None:
-            raise UserError(f"'{name}' is not supported yet; remove it.", param=name, code="unsupported_parameter")
     given = {name: value for name, value in body.items() if value is not None}
+    for name in given.keys() & UNBUILT:
+        fix = f"use '{INSTEAD[name]}'" if name in INSTEAD else "remove it"
+        raise UserError(f"'{name}' is not supported; {fix}.", param=name, code="unsupported_parameter")
     try:
         return BODIES[endpoint].model_validate(given)
     except ValidationError as error:
-        raise user_error(error.errors(include_url=False)) from error
+        raise _in_openais_words(user_error(error.errors(include_url=False)), given) from error
+
+
+def _as_chat(body: object) -> ChatCompletionRequest | CompletionRequest | EmbeddingRequest:
+    asked = parse_responses(body)
+    try:
+        return parse_body(CHAT, asked.as_chat())
+    except UserError as error:
+        raise in_own_terms(error) from error
+
+
+def _in_openais_words(error: UserError, given: Mapping[str, Any]) -> UserError:
+    """The same error; of a field that is unknown at the top OpenAI says so in other words."""
+    if error.code != "unknown_parameter" or error.param not in given:
+        return error
+    return UserError(f"Unrecognized request argument supplied: {error.param}", param=error.param, code=error.code)

@@ -119,6 +119,21 @@ class Settings(BaseSettings):
         description="Longest time of a line in the engine, in seconds, before it fails as line_timeout; waiting there "
         "for its turn counts. Unset: no limit.",
     )
+    tool_call_parser: Literal["auto", "none", "hermes", "llama3", "mistral", "qwen3_coder"] = Field(
+        "auto",
+        description="How the model writes its calls of tools; auto tells it from the chat template, and refuses tools "
+        "where it cannot. none: tools are refused.",
+    )
+    reasoning_parser: Literal["auto", "none", "think", "mistral"] = Field(
+        "auto",
+        description="How the model marks its thoughts, which answers give as reasoning_content: think is "
+        "<think>…</think>, mistral the same in capitals and square brackets; auto tells it from the chat "
+        "template. none: they are content.",
+    )
+    trust_request_chat_template: bool = Field(
+        False,
+        description="Take chat_template from requests. Templates are programs: one that does not end stops a worker.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and KV cache."
     )

@@ -20,7 +20,7 @@ from .estimates import DEFAULT_ANSWER_TOKENS, line_tokens
 from .json_text import read_strictly
 from .line_options import line_options
 from .lines import split_lines
-from .records import CHAT, COMPLETIONS, EMBEDDINGS, Batch, BatchError, Shard
+from .records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Batch, BatchError, Shard
 from .settings import Settings
 
 MAX_ERRORS = 1000
@@ -28,7 +28,7 @@ NUM_HEAPS = 64
 MAX_SHARD_BYTES = 4 * 2**20
 MAX_DEPTH = 200  # Of nested arrays and objects: far below what Python's parser takes, wherever it is called from.
 MAX_MESSAGE = 500
-KINDS = {CHAT: "Chat Completions", COMPLETIONS: "Completions", EMBEDDINGS: "Embeddings"}
+KINDS = {CHAT: "Chat Completions", COMPLETIONS: "Completions", EMBEDDINGS: "Embeddings", RESPONSES: "Responses"}
 REQUIRED = ("custom_id", "method", "url", "body")
 DUPLICATE = (
     "The custom_id for this request is a duplicate of another request. "

@@ -7,12 +7,15 @@ an echo.
 from __future__ import annotations
 
 import heapq
+import json
 import math
 import time
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import count
+from types import MappingProxyType
+from typing import Any
 
 from ..engine.request import (
     Attend,
@@ -25,6 +28,7 @@ from ..engine.request import (
     Request,
     TokenLogprob,
 )
+from .chats import PLAINLY, Rendering
 
 PAGE_SIZE = 16
 NUM_PAGES = 2**20
@@ -167,19 +171,35 @@ class EchoFactory:
 
 
 class ByteTokenizer:
-    """Bytes for tokens: as fast as a tokenizer can be."""
+    """Bytes for tokens: as fast as a tokenizer can be. A conversation is written down with all that is asked of it."""
 
-    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    chat_template = "tools enable_thinking reasoning_effort verbosity"
+    special_tokens: Mapping[str, int] = MappingProxyType({})
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[Sequence[int]]:
         return [text.encode() for text in texts]
 
     def encode_words(self, words: Sequence[str]) -> list[Sequence[int]]:
         return self.encode(words)
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
-        return "\n".join(f"{message['role']}: {message['content']}" for message in messages).encode()
+    def chat(self, messages: Sequence[dict[str, Any]], how: Rendering = PLAINLY) -> Sequence[int]:
+        return "\n".join([*_told(how), *map(_written, messages)]).encode()
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, keep: Collection[int] = ()) -> str:
         return bytes(token_ids).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])
+
+
+def _told(how: Rendering) -> list[str]:
+    """All that is not as usual."""
+    if how == PLAINLY:
+        return []
+    given = asdict(how)
+    return [f"{name}: {json.dumps(given[name])}" for name, usual in asdict(PLAINLY).items() if given[name] != usual]
+
+
+def _written(message: dict[str, Any]) -> str:
+    more = {name: value for name, value in message.items() if name not in ("role", "content", "name")}
+    return f"{message['role']}: {message['content']}{json.dumps(more) if more else ''}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..engine.errors import EngineError
 from ..engine.tokenizer import Tokenizer as EngineTokenizer
+from .chats import PLAINLY, Rendering
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -21,20 +23,36 @@ class NativeTokenizer:
         self._folder = folder
         self._tokenizer = EngineTokenizer(folder)
 
-    def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int]]:
-        return self._tokenizer.encode(texts)
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> Sequence[Sequence[int]]:
+        return self._tokenizer.encode(texts, add_special_tokens=add_special_tokens)
 
     def encode_words(self, words: Sequence[str]) -> Sequence[Sequence[int]]:
         return self._tokenizer.encode(words, add_special_tokens=False)
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
+    @property
+    def chat_template(self) -> str:
+        return self._tokenizer.chat_template
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        return self._tokenizer.special_tokens
+
+    def chat(self, messages: Sequence[dict[str, Any]], how: Rendering = PLAINLY) -> Sequence[int]:
         try:
-            return self._tokenizer.encode_chats([messages])[0]
+            return self._tokenizer.encode_chats(
+                [messages],
+                template=how.template,
+                add_generation_prompt=how.add_generation_prompt,
+                continue_final_message=how.continue_final_message,
+                add_special_tokens=how.add_special_tokens,
+                tools=list(how.tools) or None,
+                **how.options,
+            )[0]
         except EngineError as error:
             raise ValueError(str(error)) from error
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, keep: Collection[int] = ()) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, keep=keep)
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes.get(token_id, b"")

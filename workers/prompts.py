@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..engine.expand import expand
 from ..engine.refusals import find_fault
@@ -19,30 +19,50 @@ from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
 from ..jobs.line_options import LineOptions, line_options
 from ..jobs.lines import refused
-from ..jobs.records import Line, LineResult
+from ..jobs.records import RESPONSES, Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
+from ..jobs.response_requests import in_own_terms
+from .chats import PLAINLY, Rendering, messages_of, rendering_of
+from .deltas import Parser, PlainParser
 from .embeddings import asked_of, check_size
 from .grammars import grammar_of
+from .parsing.style import PLAIN, Style, parser_of
 from .prompt_logprobs import check_scores, num_scores
+from .thought_grammars import after_thought
+from .tool_grammars import grammar_of_tools
 from .twins import digest_of
 
 log = logging.getLogger(__name__)
 Body = ChatCompletionRequest | CompletionRequest
 # Of an answer that echoes: a line of megabytes times 128 choices would fill a worker's memory, and Redis.
 MAX_ECHOED_TOKENS = 2**20
+# Of a prompt, enough to hold the tag that opens a thought.
+TAIL_TOKENS = 16
+# Between the priorities of different kinds of work: a request's own priority counts among its kind.
+PRIORITY_STEP = 1000
 
 
 class Tokenizer(Protocol):
     """What a tokenizer does. All methods are thread-safe; text from users never becomes a special token."""
 
-    def encode(self, texts: Sequence[str]) -> Sequence[Sequence[int]]: ...
+    @property
+    def chat_template(self) -> str:
+        """The source of the chat template, "" if there is none."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The ids of the special tokens by their text."""
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> Sequence[Sequence[int]]: ...
     def encode_words(self, words: Sequence[str]) -> Sequence[Sequence[int]]:
         """The ids of pieces of text, with nothing that belongs around a whole prompt."""
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
+    def chat(self, messages: Sequence[dict[str, Any]], how: Rendering = PLAINLY) -> Sequence[int]:
         """The ids of a conversation up to where the answer begins. Raises ValueError if the template refuses it."""
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, keep: Collection[int] = ()) -> str:
+        """The text of tokens; of special ones that are skipped, those in `keep` stay."""
+
     def token_bytes(self, token_id: int) -> bytes: ...
 
 
@@ -50,7 +70,8 @@ class Tokenizer(Protocol):
 class Prepared:
     """A line that is ready to run: `body.n` choices of every prompt, or its `embedding`; `params` go with `prompts`.
 
-    Lines with the same `twin` are bound to get the same answer. After `timeout_s` in the engine it is given up.
+    Lines with the same `twin` are bound to get the same answer. After `timeout_s` in the engine it is given up. The
+    model writes in its `style`; where it `thinks` the prompt ends within a thought.
     """
 
     line: Line
@@ -60,14 +81,36 @@ class Prepared:
     embedding: Embedding | None = None
     twin: bytes | None = None
     timeout_s: float | None = None
+    style: Style = PLAIN
+    thinks: bool = False
+
+    def new_parser(self) -> Parser:
+        """What reads the text of one choice."""
+        body = self.body
+        if not isinstance(body, ChatCompletionRequest):
+            return PlainParser()
+        parallel = body.parallel_tool_calls is not False
+        return parser_of(self.style, body.offered, parallel=parallel, thinks=self.thinks)
+
+    @property
+    def kept_tokens(self) -> frozenset[int]:
+        """The special tokens that the parser must see."""
+        body = self.body
+        return (
+            self.style.kept(with_tools=bool(body.offered)) if isinstance(body, ChatCompletionRequest) else frozenset()
+        )
 
     @property
     def num_choices(self) -> int:
         return len(self.prompts) * self.body.n
 
     def requests(self, name: str, priority: int) -> list[Request]:
-        """The engine requests, choices of one prompt side by side; their ids are `name.0`, `name.1`, …"""
+        """The engine requests, choices of one prompt side by side; their ids are `name.0`, `name.1`, …
+
+        `priority` is that of its kind of work.
+        """
         n = self.body.n
+        priority = priority * PRIORITY_STEP + self.body.priority
         return [
             request
             for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True))
@@ -89,10 +132,11 @@ class Prepared:
 class Prompts:
     """Prepares lines for one model. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, info: ModelInfo, model: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, info: ModelInfo, model: str, style: Style = PLAIN) -> None:
         self.tokenizer = tokenizer
         self.info = info
         self.model = model
+        self.style = style
 
     def prepare(self, lines: Sequence[Line]) -> list[Prepared | LineResult]:
         """Each line ready to run, or its refusal."""
@@ -111,19 +155,30 @@ class Prompts:
                 return self._prepare_embedding(line, body, options)
             self._check_generates(body)
             prompts = self.tokens(body)
-            bad_words, grammar = self._bad_words(body), grammar_of(body)
+            bad_words = self._bad_words(body)
+            ending = self._ending(prompts[0]) if isinstance(body, ChatCompletionRequest) else ""
+            grammar = self._grammar(body, ending)
             params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
             self._check_params(params[0])
             _check_echo(body, prompts)
             check_scores(body, prompts)
-            twin = digest_of(line.url, body)
+            twin = digest_of(line.url, body, shown=line.body if line.url == RESPONSES else None)
         except UserError as error:
-            return refused(line, error)
+            return refused(line, in_own_terms(error) if line.url == RESPONSES else error)
         except Exception:
             # The edge of one line: whatever a tokenizer or template does with it, its neighbours are to run.
             log.exception("line %d (%r) could not be prepared", line.index, line.custom_id)
             return refused(line, UserError("The request could not be prepared.", status=500, code="server_error"))
-        return Prepared(line=line, body=body, prompts=prompts, params=params, twin=twin, timeout_s=options.timeout_s)
+        return Prepared(
+            line=line,
+            body=body,
+            prompts=prompts,
+            params=params,
+            twin=twin,
+            timeout_s=options.timeout_s,
+            style=self.style,
+            thinks=self._opens_a_thought(ending),
+        )
 
     def _prepare_embedding(self, line: Line, body: EmbeddingRequest, options: LineOptions) -> Prepared:
         embedding = asked_of(body, self.info)
@@ -156,23 +211,36 @@ class Prompts:
     def tokens(self, body: Body) -> tuple[Sequence[int], ...]:
         """The token ids of each prompt. Raises UserError where there are none."""
         if isinstance(body, ChatCompletionRequest):
+            how = rendering_of(body, self.style)
             try:
-                return (self.tokenizer.chat([_message(body, place) for place in range(len(body.messages))]),)
+                return (self.tokenizer.chat(messages_of(body), how),)
             except ValueError as error:
                 raise UserError(
                     f"The model's chat template refuses this conversation: {error}", param="messages"
                 ) from error
-        return self._given(body.prompt, "prompt")
+        return self._given(body.prompt, "prompt", add_special_tokens=body.add_special_tokens)
 
-    def _given(self, prompt: str | Sequence[str | int | list[int]], param: str) -> tuple[Sequence[int], ...]:
+    def _given(
+        self, prompt: str | Sequence[str | int | list[int]], param: str, *, add_special_tokens: bool = True
+    ) -> tuple[Sequence[int], ...]:
         """What may be one text or several, the tokens of one or of several, as tokens."""
         if isinstance(prompt, str):
-            return tuple(self.tokenizer.encode([prompt]))
+            prompt = [prompt]
         if isinstance(prompt[0], str):
-            return tuple(self.tokenizer.encode([text for text in prompt if isinstance(text, str)]))
+            texts = [text for text in prompt if isinstance(text, str)]
+            return tuple(self.tokenizer.encode(texts, add_special_tokens=add_special_tokens))
         if isinstance(prompt[0], int):
             return (self.known([token for token in prompt if isinstance(token, int)], param),)
         return tuple(self.known(tokens, param) for tokens in prompt if isinstance(tokens, list))
+
+    def _ending(self, prompt: Sequence[int]) -> str:
+        """The end of a prompt, of models that think: it may begin a thought, or have it done with."""
+        if self.style.thoughts is None:
+            return ""
+        return self.tokenizer.decode(prompt[-TAIL_TOKENS:], skip_special_tokens=False).rstrip()
+
+    def _opens_a_thought(self, ending: str) -> bool:
+        return self.style.thoughts is not None and ending.endswith(self.style.thoughts.open)
 
     def known(self, tokens: list[int], param: str) -> list[int]:
         """The same tokens. Raises UserError for one that the model does not have."""
@@ -195,6 +263,16 @@ class Prompts:
         if fault is not None:
             message = f"Invalid value for '{fault.field}': {fault.reason}."
             raise UserError(message, param=fault.field, code="invalid_value")
+
+    def _grammar(self, body: Body, ending: str) -> str | None:
+        """What the text must follow: a shape, or calls that must be made, which come first; None where it is free."""
+        if not isinstance(body, ChatCompletionRequest):
+            return grammar_of(body)
+        grammar = grammar_of_tools(body, self.style) or grammar_of(body)
+        tags = self.style.thoughts
+        if grammar is None or (tags is not None and ending.endswith(tags.close)):
+            return grammar
+        return after_thought(grammar, self.style, thinks=self._opens_a_thought(ending))
 
     def _params(
         self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...], grammar: str | None
@@ -269,11 +347,3 @@ def _limit_name(body: Body) -> str | None:
     if isinstance(body, ChatCompletionRequest) and body.max_completion_tokens is not None:
         return "max_completion_tokens"
     return "max_tokens" if body.max_tokens is not None else None
-
-
-def _message(body: ChatCompletionRequest, place: int) -> dict[str, str]:
-    message = body.messages[place]
-    # OpenAI's newer name for the same role; templates know only the older one.
-    role = "system" if message.role == "developer" else message.role
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": role, "content": message.text} | named

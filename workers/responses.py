@@ -6,8 +6,8 @@ Token ids become text here, once a line is complete. Knows nothing of where the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..engine.request import Output, TokenLogprob
@@ -15,20 +15,14 @@ from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
 from ..jobs.ids import passing_id
 from ..jobs.lines import answered, refused
-from ..jobs.records import LineResult, Usage
+from ..jobs.records import RESPONSES, LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
+from ..jobs.response_requests import parse_responses
 from .embeddings import embedding_answer
 from .prompt_logprobs import add_scores
 from .prompts import Body, Prepared, Tokenizer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What one sequence says: its text, and the log-probabilities of the tokens that the text is made of."""
-
-    text: str
-    finish_reason: str
-    logprobs: list[TokenLogprob] | None
+from .response_objects import response_object
+from .said import Choice, Said, num_thinking_tokens, said_in
 
 
 def result_of(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) -> LineResult:
@@ -46,12 +40,16 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
     body = prepared.body
     if isinstance(body, EmbeddingRequest):
         return embedding_answer(body, prepared.prompts, outputs)
-    usage = _usage(prepared, outputs)
-    choices = [choice_of(body, output, tokenizer) for output in outputs]
+    choices = [choice_of(body, output, tokenizer, prepared.kept_tokens) for output in outputs]
+    chat = isinstance(body, ChatCompletionRequest)
+    if chat:
+        choices = [replace(choice, said=said_in(prepared.new_parser(), choice.text)) for choice in choices]
+    usage = _usage(prepared, outputs, _num_thinking_tokens(prepared, outputs, choices, tokenizer))
     if isinstance(body, CompletionRequest) and body.echo:
         texts = prompt_texts(body, prepared, tokenizer)
         choices = [replace(choice, text=texts[i // body.n] + choice.text) for i, choice in enumerate(choices)]
-    chat = isinstance(body, ChatCompletionRequest)
+    if prepared.line.url == RESPONSES:
+        return response_object(parse_responses(prepared.line.body), choices[0], usage), usage
     fields: dict[str, Any] = {
         "id": passing_id("chatcmpl-" if chat else "cmpl-"),
         "object": "chat.completion" if chat else "text_completion",
@@ -63,17 +61,19 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
         "usage": _usage_fields(usage),
         "system_fingerprint": None,
     }
+    if isinstance(body, ChatCompletionRequest) and body.service_tier is not None:
+        fields["service_tier"] = "default"
     add_scores(fields, body, prepared.prompts, outputs, tokenizer)
     return fields, usage
 
 
-def choice_of(body: Body, output: Output, tokenizer: Tokenizer) -> Choice:
+def choice_of(body: Body, output: Output, tokenizer: Tokenizer, keep: Collection[int] = ()) -> Choice:
     """The visible part of a sequence: neither the token that ended it, nor its stop string, unless asked for."""
     tokens = output.token_ids
     by_token = output.finish_reason == "stop" and not isinstance(output.stop_reason, str)
     if by_token and not body.include_stop_str_in_output:
         tokens = tokens[:-1]
-    text = tokenizer.decode(tokens, skip_special_tokens=body.skip_special_tokens)
+    text = tokenizer.decode(tokens, skip_special_tokens=body.skip_special_tokens, keep=keep)
     logprobs = None if output.logprobs is None else output.logprobs[: len(tokens)]
     if isinstance(output.stop_reason, str):
         # What stands before min_tokens does not stop a sequence, so there the last one is meant.
@@ -103,7 +103,16 @@ def _within(logprobs: list[TokenLogprob] | None, size: int, tokenizer: Tokenizer
     return logprobs[:kept]
 
 
-def _usage(prepared: Prepared, outputs: Sequence[Output]) -> Usage:
+def _num_thinking_tokens(
+    prepared: Prepared, outputs: Sequence[Output], choices: Sequence[Choice], tokenizer: Tokenizer
+) -> int:
+    return sum(
+        num_thinking_tokens(choice.said, output.token_ids, prepared.style, tokenizer)
+        for choice, output in zip(choices, outputs, strict=True)
+    )
+
+
+def _usage(prepared: Prepared, outputs: Sequence[Output], num_thinking_tokens: int) -> Usage:
     """A prompt counts once, however many choices it has; as cached counts what was there before the line came."""
     n = prepared.body.n
     cached = (min(output.num_cached_tokens for output in outputs[at : at + n]) for at in range(0, len(outputs), n))
@@ -111,6 +120,7 @@ def _usage(prepared: Prepared, outputs: Sequence[Output]) -> Usage:
         input_tokens=sum(map(len, prepared.prompts)),
         cached_tokens=sum(cached),
         output_tokens=sum(len(output.token_ids) for output in outputs),
+        reasoning_tokens=num_thinking_tokens,
     )
 
 
@@ -132,10 +142,26 @@ def _usage_fields(usage: Usage) -> dict[str, Any]:
 def _chat_choice(place: int, choice: Choice, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "index": place,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None, "annotations": []},
+        "message": _message(choice.said),
         "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs, tokenizer),
-        "finish_reason": choice.finish_reason,
+        "finish_reason": chat_finish_reason(choice.finish_reason, calls_tools=bool(choice.said.calls)),
     }
+
+
+def chat_finish_reason(reason: str, *, calls_tools: bool) -> str:
+    """OpenAI's word for how a chat choice ended."""
+    return "tool_calls" if calls_tools and reason == "stop" else reason
+
+
+def _message(said: Said) -> dict[str, Any]:
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in said.calls
+    ]
+    content = said.content or (None if calls or said.thoughts else "")
+    fields: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+    fields |= {"tool_calls": calls} if calls else {}
+    return fields | ({"reasoning_content": said.thoughts} if said.thoughts else {})
 
 
 def chat_logprobs(entries: list[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from typing import Any
 from ..engine.request import Output, TokenLogprob
 from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
-from .deltas import Delta, Parser, PlainParser, ToolCallDelta
+from .deltas import Delta, ToolCallDelta
 from .pieces import joined
-from .prompts import Body, Prepared, Tokenizer
-from .responses import answer, chat_logprobs, choice_of, prompt_texts, text_logprobs
+from .prompts import Prepared, Tokenizer
+from .responses import answer, chat_finish_reason, chat_logprobs, choice_of, prompt_texts, text_logprobs
 
 HALF = "\ufffd"  # What a decoder makes of bytes that are no character, or not yet.
 Row = tuple[int, dict[str, Any], dict[str, Any] | None, str | None]  # A choice's place, delta, logprobs and end.
@@ -35,8 +35,10 @@ class Piece:
 class ChoiceText:
     """The text of one choice, piece by piece."""
 
-    def __init__(self, body: Body, tokenizer: Tokenizer) -> None:
-        self._body = body
+    def __init__(self, prepared: Prepared, tokenizer: Tokenizer) -> None:
+        assert not isinstance(prepared.body, EmbeddingRequest), "an embedding has no text"
+        self._body = prepared.body
+        self._kept = prepared.kept_tokens
         self._tokenizer = tokenizer
         self._whole: Output | None = None
         self._text = ""
@@ -57,15 +59,15 @@ class ChoiceText:
 
     def _decode(self, tokens: list[int]) -> None:
         """Add the text of new tokens, which depends on those before, unless it ends within a character."""
-        skip = self._body.skip_special_tokens
-        known = self._tokenizer.decode(tokens[self._window : self._read], skip_special_tokens=skip)
-        text = self._tokenizer.decode(tokens[self._window :], skip_special_tokens=skip)
+        skip, keep = self._body.skip_special_tokens, self._kept
+        known = self._tokenizer.decode(tokens[self._window : self._read], skip_special_tokens=skip, keep=keep)
+        text = self._tokenizer.decode(tokens[self._window :], skip_special_tokens=skip, keep=keep)
         if not text.endswith(HALF):
             self._text += text[len(known) :]
             self._window, self._read = self._read, len(tokens)
 
     def _end(self, whole: Output) -> Piece:
-        choice = choice_of(self._body, whole, self._tokenizer)
+        choice = choice_of(self._body, whole, self._tokenizer, self._kept)
         logprobs = self._logprobs(choice.logprobs, len(choice.logprobs or ()))
         return Piece(text=choice.text[self._num_said :], logprobs=logprobs, finish_reason=choice.finish_reason)
 
@@ -80,13 +82,12 @@ class AnswerStream:
     """All choices of a request."""
 
     def __init__(self, prepared: Prepared, tokenizer: Tokenizer) -> None:
-        self._prepared = prepared
+        assert not isinstance(prepared.body, EmbeddingRequest), "an embedding has no text"
+        self._prepared, self._body = prepared, prepared.body
         self._tokenizer = tokenizer
-        body = prepared.body
-        assert not isinstance(body, EmbeddingRequest), "an embedding has no text"
-        self._body = body
-        self._texts = [ChoiceText(body, tokenizer) for _ in range(prepared.num_choices)]
-        self._parsers = [parser_of(body) for _ in self._texts]
+        self._texts = [ChoiceText(prepared, tokenizer) for _ in range(prepared.num_choices)]
+        self._parsers = [prepared.new_parser() for _ in self._texts]
+        self._calls_tools = [False] * prepared.num_choices
         self._offsets = [0] * prepared.num_choices
         self._echoes = _echoes(prepared, tokenizer)
 
@@ -112,13 +113,15 @@ class AnswerStream:
         deltas = parser.feed(piece.text) if piece.text else []
         if piece.finish_reason is not None:
             deltas = [*deltas, *parser.close()]
+        self._calls_tools[place] |= any(delta.tool_calls for delta in deltas)
         fields = [_delta_fields(delta) for delta in deltas]
         logprobs = chat_logprobs(piece.logprobs, self._tokenizer) if piece.logprobs else None
         if logprobs and not fields:
             fields = [{"content": ""}]
         rows: list[Row] = [(place, delta, None if i else logprobs, None) for i, delta in enumerate(fields)]
         if piece.finish_reason is not None:
-            rows.append((place, {}, None, piece.finish_reason))
+            reason = chat_finish_reason(piece.finish_reason, calls_tools=self._calls_tools[place])
+            rows.append((place, {}, None, reason))
         return rows
 
     def _text_rows(self, place: int, piece: Piece) -> list[Row]:
@@ -131,11 +134,6 @@ class AnswerStream:
         if not text and logprobs is None and piece.finish_reason is None:
             return []
         return [(place, {"text": text}, logprobs, piece.finish_reason)]
-
-
-def parser_of(body: Body) -> Parser:
-    """What reads the text of one choice."""
-    return PlainParser()
 
 
 def _echoes(prepared: Prepared, tokenizer: Tokenizer) -> list[str]:

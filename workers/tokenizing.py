@@ -7,8 +7,7 @@ from typing import Any
 from ..jobs.errors import UserError
 from ..jobs.lines import answered, refused
 from ..jobs.records import Line, LineResult, Usage
-from ..jobs.requests import CompletionRequest
-from ..jobs.tokenizing import DETOKENIZE, TOKENIZE, Tokenize, parse_detokenize, parse_tokenize
+from ..jobs.tokenizing import DETOKENIZE, TOKENIZE, parse_detokenize, parse_tokenize
 from .prompts import Prompts
 
 URLS = (TOKENIZE, DETOKENIZE)
@@ -25,7 +24,7 @@ def tokenizer_result(line: Line, prompts: Prompts) -> LineResult:
 
 def _tokenized(line: Line, prompts: Prompts) -> dict[str, Any]:
     asked = parse_tokenize(line.body)
-    tokens = list(_tokens(asked, prompts))
+    tokens = list(prompts.tokens(asked.body)[0])
     strings = [prompts.tokenizer.token_bytes(token).decode(errors="replace") for token in tokens]
     return {
         "count": len(tokens),
@@ -33,13 +32,6 @@ def _tokenized(line: Line, prompts: Prompts) -> dict[str, Any]:
         "tokens": tokens,
         "token_strs": strings if asked.return_token_strs else None,
     }
-
-
-def _tokens(asked: Tokenize, prompts: Prompts) -> Any:
-    body = asked.body
-    if isinstance(body, CompletionRequest) and isinstance(body.prompt, str) and not asked.add_special_tokens:
-        return prompts.tokenizer.encode_words([body.prompt])[0]
-    return prompts.tokens(body)[0]
 
 
 def _detokenized(line: Line, prompts: Prompts) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ..engine.request import Output
 from ..jobs.embeddings import EmbeddingRequest
+from ..jobs.labels import LABELS
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 
 MOST_ANSWERS = 4096
@@ -21,11 +22,16 @@ MOST_TOKENS = 2**18  # Of all answers together; a reported alternative to a toke
 Twin = tuple[str, str, bytes]  # The batch, the copy of its lines that is run, and the digest of a request.
 
 
-def digest_of(url: str, body: ChatCompletionRequest | CompletionRequest | EmbeddingRequest) -> bytes | None:
-    """The same for requests that mean the same, however they are written; None where chance has a say."""
+def digest_of(
+    url: str, body: ChatCompletionRequest | CompletionRequest | EmbeddingRequest, *, shown: object = None
+) -> bytes | None:
+    """The same for requests that mean the same, however they are written; None where chance has a say.
+
+    `shown` is what the answer repeats of the request as it was written.
+    """
     if not isinstance(body, EmbeddingRequest) and body.temperature > 0 and body.seed is None:
         return None
-    canonical = json.dumps([url, body.model_dump()], separators=(",", ":"))
+    canonical = json.dumps([url, body.model_dump(exclude=LABELS), shown], separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
 
 

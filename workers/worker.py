@@ -41,6 +41,7 @@ from .live import LiveDesk
 from .meter import Meter
 from .metrics import WorkerMetrics
 from .online import OnlineRequest
+from .parsing.style import style_of
 from .patience import PATIENCE_S, patiently
 from .prompts import Prepared, Prompts, Tokenizer
 from .responses import result_of
@@ -218,7 +219,7 @@ class PressrunWorker(RqDesk):
         self._card = ModelCard(
             id=settings.model_name, max_model_len=info.max_model_len, created=int(time.time()), worker=self.name
         )
-        prompts = Prompts(self.tokenizer, info, settings.model_name)
+        prompts = Prompts(self.tokenizer, info, settings.model_name, style_of(settings, self.tokenizer))
         live = LiveDesk(self.backend, prompts, self.waker, worker=self.name)
         self._patiently(lambda: live.announce(LOADS * load.num_rows))
         live.start()

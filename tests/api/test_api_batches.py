@@ -239,7 +239,7 @@ def test_an_unsupported_endpoint_is_refused_with_the_supported_ones(api: Api) ->
     assert (error["param"], error["code"]) == ("endpoint", "invalid_value")
     assert error["message"] == (
         "Invalid value: '/v1/moderations'. Supported values are: '/v1/chat/completions', '/v1/completions', "
-        "'/v1/embeddings'."
+        "'/v1/embeddings', '/v1/responses'."
     )
 
 

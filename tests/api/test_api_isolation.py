@@ -196,6 +196,7 @@ TABLE: dict[str, Check | str] = {
     "POST /v1/chat/completions": SHARED,  # Nothing of an online request can be asked for afterwards.
     "POST /v1/completions": SHARED,
     "POST /v1/embeddings": SHARED,
+    "POST /v1/responses": SHARED,
     "POST /tokenize": SHARED,
     "POST /detokenize": SHARED,
     "GET /v1/models": SHARED,

@@ -164,7 +164,7 @@ def test_a_model_that_no_live_worker_serves_is_404(api: Api) -> None:
         ({"url": CHAT, "body": BODY | {"temperature": "hot"}}, "temperature", "invalid_type"),
         ({"url": CHAT, "body": BODY | {"temperature": 3}}, "temperature", "invalid_value"),
         ({"url": CHAT, "body": BODY | {"stream": True}}, "stream", "streaming_unsupported"),
-        ({"url": CHAT, "body": BODY | {"tools": [{}]}}, "tools", "unsupported_parameter"),
+        ({"url": CHAT, "body": BODY | {"audio": {}}}, "audio", "unsupported_parameter"),
         (
             {"url": CHAT, "body": BODY | {"messages": [{"role": "user"}]}},
             "messages[0].content",

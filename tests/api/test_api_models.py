@@ -63,6 +63,7 @@ def test_the_openapi_document_describes_every_route_and_its_errors(api: Api) -> 
         ("post", "/v1/chat/completions"),
         ("post", "/v1/completions"),
         ("post", "/v1/embeddings"),
+        ("post", "/v1/responses"),
         ("post", "/tokenize"),
         ("post", "/detokenize"),
         ("get", "/v1/models"),

@@ -46,8 +46,8 @@ def shared(redis_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def ask(online: Online, text: str = "hi", **body: Any) -> Any:
-    messages: Any = [{"role": "user", "content": text}]
-    return online.api.openai.chat.completions.create(model=MODEL, messages=messages, **body)
+    fields: Any = {"model": MODEL, "messages": [{"role": "user", "content": text}]} | body
+    return online.api.openai.chat.completions.create(**fields)
 
 
 def texts_of(chunks: Iterable[Any]) -> dict[int, str]:
@@ -121,6 +121,35 @@ def test_log_probabilities_of_a_stream_are_those_of_the_whole(shared: Online) ->
     assert entire is not None
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
         assert [one for piece in pieces for one in getattr(piece, name)] == getattr(entire, name)
+
+
+CALLS = """<think>Where is it?</think>So: <tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>
+<tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>"""
+
+
+def test_thoughts_and_calls_of_a_stream_are_those_of_the_whole(
+    redis_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tool: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    styles: Any = {"tool_call_parser": "hermes", "reasoning_parser": "think", "served_model_name": "styled"}
+    with (
+        Redis.from_url(redis_server) as redis,
+        online(redis, redis_server, tmp_path_factory.mktemp("styles"), **styles) as running,
+    ):
+        running.farm.work(step_s=0.002)
+        whole = ask(running, CALLS, model="styled", tools=[tool]).choices[0]
+        chunks = list(ask(running, CALLS, model="styled", tools=[tool], stream=True))
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    assert texts_of(chunks)[0] == whole.message.content
+    thoughts = [getattr(choice.delta, "reasoning_content", None) or "" for choice in choices]
+    assert "".join(thoughts) == getattr(whole.message, "reasoning_content", "")
+    calls: dict[int, str] = defaultdict(str)
+    for call in [call for choice in choices for call in choice.delta.tool_calls or ()]:
+        calls[call.index] += (call.function.name or "") + (call.function.arguments or "")
+    told = [call.function.name + call.function.arguments for call in whole.message.tool_calls]
+    assert list(calls.values()) == told
+    assert len(told) == 2
+    assert choices[-1].finish_reason == whole.finish_reason
 
 
 def test_the_asynchronous_client_streams_many_at_once(shared: Online) -> None:

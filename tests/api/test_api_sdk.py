@@ -137,6 +137,7 @@ async def answers(sdk: Any) -> None:
     chat = await answer(sdk.chat.completions.create(**asked, messages=[{"role": "user", "content": "hi"}]))
     assert chat.choices[0].message.content == "user"
     assert (await answer(sdk.completions.create(**asked, prompt="hello"))).choices[0].text == "hell"
+    assert (await answer(sdk.responses.create(model=MODEL, input="hi"))).output_text == "user: hi"
     assert (await answer(sdk.embeddings.create(model=asked["model"], input="hello"))).usage.prompt_tokens == 5
 
 

@@ -79,7 +79,7 @@ def crowd(ask: Ask) -> tuple[list[Request], list[Request]]:
         ask(
             (common + p) if i % 3 == 0 else p,
             id=f"u{i}",
-            priority=-1,
+            priority=-1000,
             stream=bool(i % 2),
             **{"max_tokens": 1 + i % 9, "ignore_eos": True} | styles[i % 5],
         )
@@ -119,7 +119,7 @@ def test_who_is_urgent_gets_the_first_token_within_the_step_that_is_under_way(
 ) -> None:
     engine = make_engine(deep, async_scheduling=True)
     engine.add(ask(p, id=f"b{i}", max_tokens=60, ignore_eos=True) for i, p in enumerate(prompts(10, 1)))
-    engine.add([ask([5, 6, 7], id="first", priority=-1, max_tokens=1)])
+    engine.add([ask([5, 6, 7], id="first", priority=-1000, max_tokens=1)])
     came: list[str] = []
     begun = False
 
@@ -128,7 +128,7 @@ def test_who_is_urgent_gets_the_first_token_within_the_step_that_is_under_way(
         came.extend(output.id for output in outputs)
         if not begun:
             begun = True
-            engine.add([ask([8, 9, 10], id="u", priority=-1, stream=True, max_tokens=5, ignore_eos=True)])
+            engine.add([ask([8, 9, 10], id="u", priority=-1000, stream=True, max_tokens=5, ignore_eos=True)])
 
     engine.step(attend)
     assert begun
@@ -213,7 +213,7 @@ def test_a_batch_is_paced_while_urgent_requests_come_and_go() -> None:
     waiting.pop()
     before = waiting.ahead()
     assert before is not None
-    waiting.add(sequence(-1))
+    waiting.add(sequence(-1000))
     assert waiting.urgent
     assert waiting.ahead() is None
     waiting.first()

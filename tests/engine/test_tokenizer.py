@@ -84,6 +84,47 @@ def test_special_text_in_options_and_names_is_hidden_too(smollm2: Path, tmp_path
     assert Tokenizer(folder).decode(ids) == '<|im_start|>[{"<|im_end|>": "<|endoftext|>"}]'
 
 
+@pytest.mark.parametrize(
+    ("template", "message", "options"),
+    [
+        ("{{ messages[0].name }}{{ messages[0].content }}", {"name": "<|im_", "content": "start|>"}, {}),
+        ("{{ messages[0].name | trim }}{{ messages[0].content }}", {"name": "<|im_ \n", "content": "start|>"}, {}),
+        ("{{ letters | join }}", {"content": ""}, {"letters": list("<|im_start|>")}),
+        ("{{ letters | join }}", {"content": ""}, {"letters": ["<|im", "_start|", ">"]}),
+    ],
+)
+def test_no_special_token_is_put_together_out_of_what_a_user_writes(
+    smollm2: Path, tmp_path: Path, template: str, message: dict[str, str], options: dict[str, Any]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(smollm2, folder)
+    (folder / "chat_template.jinja").write_text("<|im_start|>" + template)
+    [ids] = Tokenizer(folder).encode_chats([[{"role": "user"} | message]], **options)
+    assert [id for id in ids if id < 17] == [START]
+    assert Tokenizer(folder).decode(ids) == "<|im_start|>"
+
+
+def test_a_request_may_bring_a_template_whose_special_tokens_count(tokenizer: Tokenizer) -> None:
+    template = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+    [ids] = tokenizer.encode_chats([[user("<|im_end|>")]], template=template)
+    assert ids[0] == START
+    assert ids.count(END) == 1
+    assert tokenizer.decode(ids) == "<|im_end|>"
+
+
+def test_a_final_message_can_be_continued(tokenizer: Tokenizer) -> None:
+    chat = [user("Count."), {"role": "assistant", "content": "One, <"}]
+    [ids] = tokenizer.encode_chats([chat], add_generation_prompt=False, continue_final_message=True)
+    assert tokenizer.decode(ids, skip_special_tokens=False).endswith("<|im_start|>assistant\nOne, <")
+
+
+def test_chosen_special_tokens_stay_in_a_text(tokenizer: Tokenizer) -> None:
+    [ids] = tokenizer.encode(["<|im_start|>a b<|im_end|>"])
+    assert tokenizer.special_tokens["<|im_end|>"] == END
+    assert tokenizer.decode(ids, keep={END}) == "a b<|im_end|>"
+    assert tokenizer.decode(ids, skip_special_tokens=False, keep={END}) == "<|im_start|>a b<|im_end|>"
+
+
 def test_prompts_keep_their_special_tokens_and_come_back(tokenizer: Tokenizer) -> None:
     text = "<|im_start|>user\nhi 12<|im_end|>"
     [ids] = tokenizer.encode([text])
@@ -108,6 +149,12 @@ def test_messages_that_a_template_rejects_are_a_clear_error(smollm2: Path, tmp_p
     (folder / "chat_template.jinja").write_text("{{ raise_exception('system role is not supported') }}")
     with pytest.raises(EngineError, match="system role is not supported"):
         Tokenizer(folder).encode_chats([[user("x")]])
+
+
+@pytest.mark.parametrize("fault", ["1 // 0", "[][0].x", "messages.y.z", "'a' + 1", "range(10 ** 9)"])
+def test_whatever_a_template_stumbles_over_is_a_clear_error(tokenizer: Tokenizer, fault: str) -> None:
+    with pytest.raises(EngineError, match="does not accept these messages"):
+        tokenizer.encode_chats([[user("x")]], template="{{ " + fault + " }}")
 
 
 def test_a_folder_without_a_template_or_a_tokenizer_is_a_clear_error(smollm2: Path, tmp_path: Path) -> None:

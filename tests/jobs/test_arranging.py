@@ -253,3 +253,11 @@ def test_a_late_validator_leaves_no_copy_of_an_ended_batch(
     monkeypatch.setattr(backend.blobs, "put", overtaken)
     validate_batch(backend, batch.id)
     assert list(backend.blobs.list("arranged")) == []
+
+
+def test_what_a_response_or_an_embedding_begins_with_is_known() -> None:
+    assert prompt_bytes({"input": "hi"}) == b"hi"
+    assert prompt_bytes({"input": ["hi", "ho"]}) == b"hi"
+    assert prompt_bytes({"input": "hi", "instructions": "Be terse."}) == b"Be terse.\0hi"
+    items = [{"role": "user", "content": "hi"}, {"type": "function_call_output", "output": "x"}]
+    assert prompt_bytes({"instructions": "Be terse.", "input": items}) == b"Be terse.\0hi\0"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pressrun.jobs.errors import UserError
-from pressrun.jobs.records import CHAT, COMPLETIONS
+from pressrun.jobs.records import CHAT, COMPLETIONS, RESPONSES
 from pressrun.jobs.requests import UNBUILT, ChatCompletionRequest, CompletionRequest, parse_body
 
 HI = [{"role": "user", "content": "hi"}]
@@ -44,7 +44,10 @@ def test_every_field_is_taken() -> None:
         max_completion_tokens=5, temperature=0, top_p=0.5, n=2, seed=-3, stop="END", presence_penalty=-2, user="u",
         frequency_penalty=2, top_k=-1, min_p=0.1, repetition_penalty=1.1, min_tokens=1, ignore_eos=True,
         stop_token_ids=[1], skip_special_tokens=False, include_stop_str_in_output=True, logprobs=True, top_logprobs=3,
-        response_format={"type": "text"}, logit_bias={"50256": -100, "0": 0.5}, allowed_token_ids=[1, 0],
+        response_format={"type": "text"}, modalities=["text"], verbosity="low", reasoning_effort="high", store=False,
+        metadata={"a": "b"}, service_tier="auto", prompt_cache_key="k", safety_identifier="s", priority=-5,
+        chat_template="{{ messages }}", chat_template_kwargs={"enable_thinking": False}, add_special_tokens=True,
+        logit_bias={"50256": -100, "0": 0.5}, allowed_token_ids=[1, 0],
         bad_words=["no", " never "],
     )  # fmt: skip
     assert (request.limit, request.temperature, request.stop, request.num_logprobs) == (5, 0.0, ["END"], 3)
@@ -121,10 +124,34 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
         ({"bad_words": ["\ud800"]}, "bad_words[0]", "invalid_value", "unicode"),
         ({"bad_words": ["x" * 257]}, "bad_words[0]", "invalid_value", "at most 256 characters"),
         ({"bad_words": ["no"] * 129}, "bad_words", "invalid_value", "at most 128 items"),
-        ({"echo": True}, "echo", "unknown_parameter", "'echo'"),
-        ({"frobnicate": 1}, "frobnicate", "unknown_parameter", "'frobnicate'"),
-        ({"not-a-name": 1}, "not-a-name", "unknown_parameter", "'not-a-name'"),
-        ({"str": 1}, "str", "unknown_parameter", "'str'"),
+        ({"echo": True}, "echo", "unknown_parameter", "Unrecognized request argument supplied: echo"),
+        ({"frobnicate": 1}, "frobnicate", "unknown_parameter", "Unrecognized request argument supplied: frobnicate"),
+        ({"not-a-name": 1}, "not-a-name", "unknown_parameter", "argument supplied: not-a-name"),
+        ({"str": 1}, "str", "unknown_parameter", "argument supplied: str"),
+        ({"best_of": 1}, "best_of", "unknown_parameter", "argument supplied: best_of"),
+        ({"priority": 101}, "priority", "invalid_value", "less than or equal to 100"),
+        ({"stream_options": {}}, "stream_options", "invalid_value", "only for requests with 'stream': true"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter", "'stream_options.x'"),
+        ({"store": True}, "store", "invalid_value", "answers are not stored"),
+        ({"service_tier": "flex"}, "service_tier", "invalid_value", "no tier 'flex' here"),
+        ({"metadata": {"a": 1}}, "metadata.a", "invalid_type", "expected a string"),
+        ({"metadata": {"a": "x" * 513}}, "metadata", "invalid_value", "at most 64 characters"),
+        ({"metadata": {str(i): "" for i in range(17)}}, "metadata", "invalid_value", "17 properties"),
+        ({"safety_identifier": "x" * 65}, "safety_identifier", "invalid_value", "at most 64 characters"),
+        ({"modalities": ["text", "audio"]}, "modalities", "invalid_value", "at most 1 item"),
+        ({"modalities": ["audio"]}, "modalities[0]", "invalid_value", "'text'"),
+        ({"verbosity": "huge"}, "verbosity", "invalid_value", "'low', 'medium' or 'high'"),
+        ({"reasoning_effort": 3}, "reasoning_effort", "invalid_value", "'low'"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs", "invalid_value", "'tools' cannot be given"),
+        ({"chat_template_kwargs": {"x": ["\ud800"]}}, "chat_template_kwargs", "invalid_value", "surrogate"),
+        ({"chat_template": "x" * 65537}, "chat_template", "invalid_value", "at most 65536 characters"),
+        ({"continue_final_message": True}, "continue_final_message", "invalid_value", "must be false"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": False},
+            None,
+            "invalid_value",
+            "needs a last message of role 'assistant'",
+        ),
         ({"messages": []}, "messages", "invalid_value", "at least 1 item"),
         ({"messages": None}, "messages", "missing_required_parameter", "'messages'"),
         ({"messages": {}}, "messages", "invalid_type", "expected an array, but got an object"),
@@ -136,7 +163,7 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0].type",
             "invalid_value",
-            "'text'",
+            "'image_url' parts are not supported",
         ),
         (
             {"messages": [{"role": "user", "content": "\ud800"}]},
@@ -196,6 +223,14 @@ def test_a_body_that_is_no_object_is_refused(body: object) -> None:
         (CHAT, {"messages": [{f"key{i}": 1 for i in range(300_000)}]}),
         (CHAT, {"messages": HI, "logit_bias": {f"key{i}": 1 for i in range(300_000)}}),
         (CHAT, {"messages": HI, "bad_words": [0.5] * 1_000_000}),
+        (CHAT, {"messages": HI, "metadata": {f"key{i}": 1 for i in range(300_000)}}),
+        (CHAT, {"messages": HI, "modalities": [0.5] * 1_000_000}),
+        (CHAT, {"messages": HI, "tools": [0.5] * 1_000_000}),
+        (CHAT, {"messages": [{"role": "assistant", "tool_calls": [0.5] * 1_000_000}]}),
+        (RESPONSES, {"input": [0.5] * 1_000_000}),
+        (RESPONSES, {"input": [{"role": "user", "content": [0.5] * 1_000_000}]}),
+        (RESPONSES, {"input": [{"type": "reasoning", "content": [0.5] * 1_000_000}]}),
+        (RESPONSES, {"input": "hi", "tools": [0.5] * 1_000_000}),
     ],
 )
 def test_a_million_mistakes_cost_no_more_than_one(endpoint: str, fields: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from pressrun.engine.request import ModelInfo
 from pressrun.jobs.records import Line, LineResult
+from pressrun.workers.chats import PLAINLY, Rendering
 from pressrun.workers.echo_engine import ByteTokenizer
 from pressrun.workers.native_tokenizer import NativeTokenizer
 from pressrun.workers.prompts import Prepared, Prompts
@@ -23,12 +25,12 @@ CONTEXT = 100
 class Picky(ByteTokenizer):
     """A chat template that refuses one role, and a bug that one word triggers."""
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
+    def chat(self, messages: Sequence[dict[str, Any]], how: Rendering = PLAINLY) -> Sequence[int]:
         if messages[-1]["role"] == "assistant":
             raise ValueError("the last message must be the user's")
         if "bug" in messages[-1]["content"]:
             raise ZeroDivisionError
-        return super().chat(messages)
+        return super().chat(messages, how)
 
 
 @pytest.fixture
@@ -212,6 +214,43 @@ def test_an_echo_of_more_than_a_million_tokens_is_refused(prompts: Prompts) -> N
     status, error = refusal(prompts, line(TEXT, **body | {"prompt": ["x" * 64] * 129}, n=128))
     assert (status, error["code"], error["param"]) == (400, "invalid_value", "echo")
     assert "1056768 tokens" in error["message"]
+
+
+def test_a_requests_own_priority_counts_among_its_kind_of_work(prompts: Prompts) -> None:
+    def priority(kind: int, own: int) -> int:
+        return ready(prompts, line(priority=own)).requests("7", kind)[0].priority
+
+    # From what runs first to what runs last.
+    order = [priority(-1, -5), priority(-1, 0), priority(-1, 100), priority(0, -100), priority(0, 0), priority(0, 7)]
+    assert order == sorted(set(order))
+
+
+def test_choices_of_completions_are_all_that_best_of_may_say(prompts: Prompts) -> None:
+    assert ready(prompts, line(TEXT, n=2, best_of=2)).num_choices == 2
+    status, error = refusal(prompts, line(TEXT, n=2, best_of=3))
+    assert (status, error["param"]) == (400, "best_of")
+
+
+@pytest.mark.model
+def test_special_tokens_around_a_prompt_are_the_requests_to_choose(smollm2: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(smollm2, folder)
+    state = json.loads((folder / "tokenizer.json").read_text())
+    template = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    template["special_tokens"] = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    template["single"] = [
+        {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
+    template["pair"] = [*template["single"], {"Sequence": {"id": "B", "type_id": 0}}]
+    (folder / "tokenizer.json").write_text(json.dumps(state | {"post_processor": template}))
+    prompts = Prompts(NativeTokenizer(folder), ModelInfo(max_model_len=CONTEXT, vocab_size=49152), "m")
+
+    def starts(url: str, **body: Any) -> int:
+        return list(ready(prompts, line(url, **body)).prompts[0]).count(1)
+
+    assert (starts(TEXT), starts(TEXT, add_special_tokens=False)) == (1, 0)
+    assert starts(CHAT, add_special_tokens=True) == starts(CHAT) + 1
 
 
 @pytest.mark.model

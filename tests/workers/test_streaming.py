@@ -26,9 +26,9 @@ def prepared(**body: Any) -> Prepared:
     return ready
 
 
-def pieces_of(body: Any, cuts: list[list[int]], **end: Any) -> list[Piece]:
+def pieces_of(ready: Prepared, cuts: list[list[int]], **end: Any) -> list[Piece]:
     """What is passed on when the tokens come in these pieces."""
-    text = ChoiceText(body, TOKENIZER)
+    text = ChoiceText(ready, TOKENIZER)
     outputs = [Output(id="0.0", token_ids=cut, logprobs=_certain(cut)) for cut in cuts[:-1]]
     outputs.append(Output(id="0.0", token_ids=cuts[-1], logprobs=_certain(cuts[-1]), **end))
     return [text.feed(output) for output in outputs]
@@ -48,16 +48,14 @@ def cut_up(data: st.DataObject, tokens: list[int]) -> list[list[int]]:
 @given(text=st.text(max_size=40), data=st.data())
 def test_pieces_make_the_whole_text_and_none_holds_half_a_character(text: str, data: st.DataObject) -> None:
     text = text.replace("\ufffd", "")
-    body = prepared().body
-    pieces = pieces_of(body, cut_up(data, list(text.encode())), finish_reason="length")
+    pieces = pieces_of(prepared(), cut_up(data, list(text.encode())), finish_reason="length")
     assert "".join(piece.text for piece in pieces) == text
     assert not any("\ufffd" in piece.text for piece in pieces)
 
 
 @given(raw=st.binary(max_size=40), data=st.data())
 def test_bytes_that_are_no_text_come_out_as_in_the_whole(raw: bytes, data: st.DataObject) -> None:
-    body = prepared().body
-    pieces = pieces_of(body, cut_up(data, list(raw)), finish_reason="length")
+    pieces = pieces_of(prepared(), cut_up(data, list(raw)), finish_reason="length")
     assert "".join(piece.text for piece in pieces) == raw.decode(errors="replace")
 
 
@@ -67,7 +65,7 @@ def test_bytes_that_are_no_text_come_out_as_in_the_whole(raw: bytes, data: st.Da
     data=st.data(),
 )
 def test_no_piece_holds_the_beginning_of_a_stop_string(before: str, stops: list[str], data: st.DataObject) -> None:
-    body = prepared(stop=stops).body
+    ready = prepared(stop=stops)
     found = min(
         (stop for stop in stops if stop in before), key=lambda stop: before.find(stop) + len(stop), default=None
     )
@@ -77,20 +75,20 @@ def test_no_piece_holds_the_beginning_of_a_stop_string(before: str, stops: list[
         end = {"finish_reason": "stop", "stop_reason": found}
     tokens = list(text.encode())
     cuts = cut_up(data, tokens) if found is None else [*cut_up(data, tokens[:-1]), tokens[-1:]]
-    pieces = pieces_of(body, cuts, **end)
-    whole = choice_of(body, Output(id="0.0", token_ids=tokens, logprobs=_certain(tokens), **end), TOKENIZER)
+    pieces = pieces_of(ready, cuts, **end)
+    whole = choice_of(ready.body, Output(id="0.0", token_ids=tokens, logprobs=_certain(tokens), **end), TOKENIZER)
     assert "".join(piece.text for piece in pieces) == whole.text
     assert [entry for piece in pieces for entry in piece.logprobs or ()] == whole.logprobs
 
 
 def test_the_token_that_ends_a_text_is_not_part_of_it() -> None:
-    pieces = pieces_of(prepared().body, [[104], [105], [0]], finish_reason="stop", stop_reason=0)
+    pieces = pieces_of(prepared(), [[104], [105], [0]], finish_reason="stop", stop_reason=0)
     assert [(piece.text, piece.finish_reason) for piece in pieces] == [("h", None), ("i", None), ("", "stop")]
 
 
 def test_log_probabilities_wait_for_their_text() -> None:
     first, second = "ü".encode()
-    pieces = pieces_of(prepared(logprobs=0).body, [[first], [second], [33]], finish_reason="length")
+    pieces = pieces_of(prepared(logprobs=0), [[first], [second], [33]], finish_reason="length")
     assert [(piece.text, len(piece.logprobs or ())) for piece in pieces] == [("", 0), ("ü", 2), ("!", 1)]
 
 

@@ -48,6 +48,11 @@ def test_what_means_the_same_is_the_same_however_it_is_written() -> None:
     assert digest(seed=3, temperature=1) == digest(seed=3, temperature=1.0)
 
 
+def test_labels_make_no_difference() -> None:
+    labels: dict[str, Any] = {"user": "u", "metadata": {"night": "1"}, "prompt_cache_key": "k", "store": False}
+    assert digest(**labels, safety_identifier="s", service_tier="auto") == digest()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -56,7 +61,8 @@ def test_what_means_the_same_is_the_same_however_it_is_written() -> None:
         {"n": 2},
         {"max_tokens": 3},
         {"logprobs": True},
-        {"user": "\ud800"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"priority": 1},
     ],
 )
 def test_what_differs_anywhere_is_no_twin(change: dict[str, Any]) -> None:

@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pressrun.engine.request import Attend, Load, Output, Request
 from pressrun.jobs.settings import load_settings
+from pressrun.workers.chats import PLAINLY, Rendering
 from pressrun.workers.echo_engine import ByteTokenizer, EchoEngine
 from pressrun.workers.worker import run_with
 
@@ -50,10 +52,10 @@ class MortalEngine(EchoEngine):
 class MortalTokenizer(ByteTokenizer):
     """Takes the whole worker along with a prompt that has `KILL_WORKER` in it."""
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> Sequence[int]:
+    def chat(self, messages: Sequence[dict[str, Any]], how: Rendering = PLAINLY) -> Sequence[int]:
         if any(KILL_WORKER in message["content"] for message in messages):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().chat(messages)
+        return super().chat(messages, how)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
