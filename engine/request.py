@@ -67,9 +67,9 @@ URGENT = -500
 class Request:
     """One sequence to complete. `n` choices of one prompt are `n` requests, which share its cached pages.
 
-    Lower `priority` runs first, one below `URGENT` in the middle of a step; equals in rounds (`waiting.py`). With `stream`
-    every step's tokens are reported, otherwise only the finished sequence. With an `embedding` the prompt is all that is
-    computed, and its vector is the answer; `params` are `EMBEDDING_PARAMS` then.
+    Lower `priority` runs first, one below `URGENT` in the middle of a step; equals in rounds (`waiting.py`). With
+    `stream` every step's tokens are reported, otherwise only the finished sequence. With an `embedding` the prompt is
+    all that is computed, and its vector is the answer; `params` are `EMBEDDING_PARAMS` then.
     """
 
     id: str
