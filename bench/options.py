@@ -42,16 +42,26 @@ def parse(description: str, arguments: list[str] | None = None) -> tuple[argpars
     parser.add_argument("--attention-tflops", type=float, help="the attention's ceiling, which is not measured")
     parser.add_argument("--transformers-batch", type=int, default=64, help="requests a static batch of transformers")
     parser.add_argument("--vllm-args", type=json.loads, default={}, help="JSON object of more arguments for vLLM's LLM")
-    flags = parser.add_argument_group("EngineConfig's fields; but for max_model_len, dtype and device for us alone")
-    for name, kind in engine_kinds().items():
-        flags.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **_reading(kind))
+    add_engine_flags(parser, "EngineConfig's fields; but for max_model_len, dtype and device for us alone")
     options = parser.parse_args(arguments)
     for name in ("num_requests", "repeat", "num_warm_up", "transformers_batch"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if options.model not in SHAPES and not (Path(options.model) / "config.json").is_file():
         parser.error(f"--model {options.model} is neither one of {', '.join(SHAPES)} nor a folder with a config.json")
-    return options, {name: getattr(options, name) for name in engine_kinds() if hasattr(options, name)}
+    return options, engine_flags(options)
+
+
+def add_engine_flags(parser: argparse.ArgumentParser, title: str) -> None:
+    """A flag for each of EngineConfig's fields, as a group of its own."""
+    flags = parser.add_argument_group(title)
+    for name, kind in engine_kinds().items():
+        flags.add_argument(f"--{name.replace('_', '-')}", dest=name, default=argparse.SUPPRESS, **_reading(kind))
+
+
+def engine_flags(options: argparse.Namespace) -> dict[str, Any]:
+    """The engine flags that were given."""
+    return {name: getattr(options, name) for name in engine_kinds() if hasattr(options, name)}
 
 
 def _names_of(known: typing.Collection[str]) -> typing.Callable[[str], list[str]]:

@@ -27,8 +27,13 @@ class Streamed:
         return self.times[-1] - self.asked_at
 
     @property
+    def gaps(self) -> list[float]:
+        """Seconds between pieces."""
+        return [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
+
+    @property
     def longest_gap_s(self) -> float:
-        return max(later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False))
+        return max(self.gaps)
 
 
 async def first_byte_s(host: str, port: int, path: str) -> float:

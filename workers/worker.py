@@ -125,10 +125,10 @@ class PressrunWorker(RqDesk):
     def _turn(self) -> None:
         """One round of the loop; it waits only for the engine, and not for long."""
         # First: after a long pause most else is not this worker's to say.
-        self._let_go_of(self.ledger.hold(self.intake.claims() if self.intake else ()))
+        self._let_go_of(self.ledger.hold(() if self.intake is None else self.intake.claims()))
         self._look_around()
         self._take_tickets()
-        if self.intake:
+        if self.intake is not None:  # Empty, it is false.
             for taken in self.intake.ready():
                 self._receive(taken)
             self.intake.settle(shard.ticket for shard in self.ledger if self._is_doubtful(shard))
@@ -152,7 +152,7 @@ class PressrunWorker(RqDesk):
         self._closing.set()
         if self.live is not None:
             self.live.close()
-        if self.intake:
+        if self.intake is not None:
             self.intake.close()
             for taken in self.intake.ready():
                 self._receive(taken)
