@@ -12,16 +12,18 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from ..engine.request import Attend, Load, ModelInfo, Output, Request
+from ..engine.request import URGENT, Attend, Load, ModelInfo, Output, Request
 
 PR_SET_PDEATHSIG = 1
 LOAD_INTERVAL_S = 0.2
+MOST_AT_ONCE = 32  # Requests between two steps.
 
 
 class Engine(Protocol):
@@ -86,36 +88,62 @@ def main(pipe: Connection, factory: Callable[[], Engine], parent_pid: int) -> No
     outbox.put(Started(info=engine.info, load=engine.load()))
     threading.Thread(target=_read, args=(pipe, inbox), daemon=True).start()
     threading.Thread(target=_write, args=(pipe, outbox), daemon=True).start()
-    _run(engine, inbox, outbox)
+    EngineLoop(engine, inbox, outbox).run()
 
 
-def _run(engine: Engine, inbox: SimpleQueue[Command | None], outbox: SimpleQueue[Any]) -> None:
-    said, closed = 0.0, False
+class EngineLoop:
+    """Steps the engine, and takes commands between its steps and in the middle of long ones.
 
-    def obey(*, wait: bool) -> None:
-        nonlocal closed
-        for command in _commands(inbox, wait=wait):
-            if command is None:
-                closed = True
+    What is not urgent is taken in by and by while there is work: the device waits for an engine that hashes the prompts
+    of hundreds at once, and so does who is urgent.
+    """
+
+    def __init__(self, engine: Engine, inbox: SimpleQueue[Command | None], outbox: SimpleQueue[Any]) -> None:
+        self._engine, self._inbox, self._outbox = engine, inbox, outbox
+        self._arrived: deque[Request] = deque()
+        self._closed = False
+        self._said = 0.0
+
+    def run(self) -> None:
+        """Until the parent closes the pipe."""
+        while True:
+            self._obey(wait=not self._has_work())
+            if self._closed:
                 return
-            if command.add:
-                engine.add(command.add)
-            if command.abort:
-                engine.abort(command.abort)
+            self._take_in(MOST_AT_ONCE if self._engine.has_work() else len(self._arrived))
+            outputs = self._engine.step(self._attend) if self._engine.has_work() else []
+            if outputs or time.monotonic() - self._said > LOAD_INTERVAL_S or not self._has_work():
+                self._tell(outputs)
 
-    def attend(outputs: list[Output]) -> None:
+    def _has_work(self) -> bool:
+        return bool(self._arrived) or self._engine.has_work()
+
+    def _attend(self, outputs: list[Output]) -> None:
         if outputs:
-            outbox.put(Stepped(outputs=outputs, load=engine.load()))
-        obey(wait=False)
+            self._tell(outputs)
+        self._obey(wait=False)
 
-    while True:
-        obey(wait=not engine.has_work())
-        if closed:
-            return
-        outputs = engine.step(attend) if engine.has_work() else []
-        if outputs or time.monotonic() - said > LOAD_INTERVAL_S or not engine.has_work():
-            outbox.put(Stepped(outputs=outputs, load=engine.load()))
-            said = time.monotonic()
+    def _tell(self, outputs: list[Output]) -> None:
+        load = self._engine.load()
+        load = replace(load, num_waiting=load.num_waiting + len(self._arrived))
+        self._outbox.put(Stepped(outputs=outputs, load=load))
+        self._said = time.monotonic()
+
+    def _obey(self, *, wait: bool) -> None:
+        for command in _commands(self._inbox, wait=wait):
+            if command is None:
+                self._closed = True
+                return
+            self._engine.add([request for request in command.add if request.priority < URGENT])
+            self._arrived += [request for request in command.add if request.priority >= URGENT]
+            if command.abort:
+                self._take_in(len(self._arrived))  # They may be among those.
+                self._engine.abort(command.abort)
+
+    def _take_in(self, most: int) -> None:
+        count = min(most, len(self._arrived))
+        if count:
+            self._engine.add([self._arrived.popleft() for _ in range(count)])
 
 
 def _commands(inbox: SimpleQueue[Command | None], *, wait: bool) -> Iterable[Command | None]:
