@@ -1,4 +1,4 @@
-"""The fields that favour or forbid single tokens: their shapes and limits, with errors that name the entry.
+"""Token ids, and the fields that favour or forbid single ones: their limits, with errors that name the entry.
 
 OpenAI's `logit_bias`, vLLM's `allowed_token_ids` and `bad_words`. Knows nothing of vocabularies: which ids and words a
 model has is the worker's to say.
@@ -47,10 +47,11 @@ def _no_blank(value: str) -> str:
     return whole_text(value)
 
 
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+# The first finding is enough: a line of a million wrong elements must not become a million findings.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 LogitBias = Annotated[dict[str, float], BeforeValidator(_checked_biases)]
-AllowedTokenIds = Annotated[
-    list[Annotated[int, Field(ge=0, le=MAX_INT)]], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)
-]
+AllowedTokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)]
 BadWords = Annotated[
     list[Annotated[str, Field(max_length=MAX_BAD_WORD), AfterValidator(_no_blank)]],
     Field(max_length=MAX_BAD_WORDS, fail_fast=True),

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from .constraints import MAX_INT, AllowedTokenIds, BadWords, LogitBias
+from .constraints import MAX_INT, AllowedTokenIds, BadWords, LogitBias, TokenIds
 from .embeddings import EmbeddingRequest
 from .errors import UserError
-from .invalid import invalid_type, user_error, whole_text
+from .invalid import invalid_type, whole_text
 from .labels import Labels
 from .messages import Message
 from .records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from .response_requests import in_own_terms, parse_responses
-from .strict import Strict, Text
+from .strict import Strict, Text, parsed
 from .structured import Structured, refuse_old_names
 from .templated import Templated
 from .tools import Tooled
@@ -33,9 +33,6 @@ INSTEAD = {"functions": "tools", "function_call": "tool_choice"}
 MAX_PROMPTS = 2048
 MAX_PRIORITY = 100
 Stop = Annotated[list[Annotated[str, Field(min_length=1), AfterValidator(whole_text)]], Field(max_length=16)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
-# The first finding is enough: a line of a million wrong elements must not become a million findings.
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 T = TypeVar("T")
 Prompts = Annotated[list[T], Field(max_length=MAX_PROMPTS, fail_fast=True)]
 
@@ -47,7 +44,7 @@ class StreamOptions(Strict):
     include_obfuscation: bool = False
 
 
-class Sampled(Strict, Structured):
+class Sampled(Structured):
     """What chat and completions have in common."""
 
     model: str
@@ -89,11 +86,13 @@ class Sampled(Strict, Structured):
             raise ValueError("it is only for requests with 'stream': true")
         return value
 
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Sampled:
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens ({self.min_tokens}) is larger than max_tokens ({self.max_tokens})")
-        return self
+    @field_validator("min_tokens")
+    @classmethod
+    def _below_max(cls, value: int, info: ValidationInfo) -> int:
+        most = info.data.get("max_tokens")
+        if most is not None and value > most:
+            raise ValueError(f"{value} is larger than max_tokens ({most})")
+        return value
 
 
 class ChatCompletionRequest(Sampled, Templated, Tooled, Labels):
@@ -105,17 +104,19 @@ class ChatCompletionRequest(Sampled, Templated, Tooled, Labels):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1, fail_fast=True)] | None = None
 
-    @model_validator(mode="after")
-    def _top_needs_logprobs(self) -> ChatCompletionRequest:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
-        return self
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs", True):
+            raise ValueError("it needs 'logprobs' to be true")
+        return value
 
-    @model_validator(mode="after")
-    def _continues_the_assistant(self) -> ChatCompletionRequest:
-        if self.continue_final_message and self.messages[-1].role != "assistant":
-            raise ValueError("continue_final_message needs a last message of role 'assistant'")
-        return self
+    @field_validator("messages")
+    @classmethod
+    def _continues_the_assistant(cls, value: list[Message], info: ValidationInfo) -> list[Message]:
+        if info.data.get("continue_final_message") and value[-1].role != "assistant":
+            raise ValueError("with 'continue_final_message' the last one must be of role 'assistant'")
+        return value
 
     @property
     def limit(self) -> int | None:
@@ -184,9 +185,9 @@ def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | Completio
         fix = f"use '{INSTEAD[name]}'" if name in INSTEAD else "remove it"
         raise UserError(f"'{name}' is not supported; {fix}.", param=name, code="unsupported_parameter")
     try:
-        return BODIES[endpoint].model_validate(given)
-    except ValidationError as error:
-        raise _in_openais_words(user_error(error.errors(include_url=False)), given) from error
+        return parsed(BODIES[endpoint], given)
+    except UserError as error:
+        raise _in_openais_words(error, given) from error
 
 
 def _as_chat(body: object) -> ChatCompletionRequest | CompletionRequest | EmbeddingRequest:

@@ -9,15 +9,15 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .constraints import MAX_INT
 from .errors import UserError
-from .invalid import invalid_type, user_error
+from .invalid import invalid_type
 from .labels import Labels
 from .response_items import Item, MessageItem, messages_of_items
-from .strict import JsonObject, Strict, Text, missing
-from .tools import MAX_TOOLS, Function, Name
+from .strict import JsonObject, Strict, Text, missing, parsed
+from .tools import MAX_TOOLS, Function, Name, choice_in_words
 
 UNSERVED = {
     "background", "background_options", "context_management", "conversation", "image", "max_tool_calls", "moderation",
@@ -39,6 +39,13 @@ class FunctionTool(Function):
     """A function on offer; chat has the same fields one object deeper."""
 
     type: Literal["function"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_other_kind(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] != "function":
+            raise ValueError(f"only functions can be offered, no tools of type '{value['type'][:40]}'")
+        return value
 
 
 class Choice(Strict):
@@ -100,7 +107,14 @@ class ResponsesRequest(Labels):
     @field_validator("tool_choice", mode="before")
     @classmethod
     def _in_words(cls, value: Any) -> Any:
-        return {"type": value} if isinstance(value, str) and value != "function" else value
+        return choice_in_words(value)
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _needs_tools(cls, value: Choice, info: ValidationInfo) -> Choice:
+        if value.type in ("required", "function") and not info.data.get("tools", True):
+            raise ValueError("it is only allowed when 'tools' are given")
+        return value
 
     @field_validator("input")
     @classmethod
@@ -152,13 +166,9 @@ def parse_responses(body: object) -> ResponsesRequest:
     """The request in `body`. Raises UserError that names the field and the fix."""
     if not isinstance(body, dict):
         raise invalid_type("body", "an object", body)
-    given = {name: value for name, value in body.items() if value is not None}
-    for name in given.keys() & UNSERVED:
+    for name in (name for name in UNSERVED if body.get(name) is not None):
         raise UserError(f"'{name}' is not supported; remove it.", param=name, code="unsupported_parameter")
-    try:
-        return ResponsesRequest.model_validate(given)
-    except ValidationError as error:
-        raise user_error(error.errors(include_url=False)) from error
+    return parsed(ResponsesRequest, body)
 
 
 def in_own_terms(error: UserError) -> UserError:

@@ -6,23 +6,31 @@ Knows nothing of single fields.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from .invalid import whole_text
+from .invalid import invalid_type, user_error, whole_text
 
 MAX_FIELDS = 100
+MAX_DEPTH = 100  # Of arrays and objects in one another: llguidance, templates and JSON's writers all follow that far.
+M = TypeVar("M", bound=BaseModel)
 
 
 def whole_json(value: Any) -> Any:
     """The same plain data. ValueError where a text in it holds half of a surrogate pair, or it is nested too deep."""
-    try:
-        whole_text(json.dumps(value, ensure_ascii=False))
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [inner for one in level for inner in _inside(one)]
+    if level:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+    whole_text(json.dumps(value, ensure_ascii=False))
     return value
+
+
+def _inside(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 Text = Annotated[str, AfterValidator(whole_text)]
@@ -40,6 +48,16 @@ class Strict(BaseModel):
         if isinstance(value, dict) and len(value) > MAX_FIELDS:
             raise ValueError(f"an object here has at most {MAX_FIELDS} fields, not {len(value)}")
         return value
+
+
+def parsed(kind: type[M], body: object) -> M:
+    """What a client sent, as a request of this kind. Raises UserError that names the field and the fix."""
+    if not isinstance(body, dict):
+        raise invalid_type("body", "an object", body)
+    try:
+        return kind.model_validate({name: value for name, value in body.items() if value is not None})
+    except ValidationError as error:
+        raise user_error(error.errors(include_url=False)) from error
 
 
 def missing() -> PydanticCustomError:

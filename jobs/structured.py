@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from .errors import UserError
 from .invalid import whole_text
+from .strict import JsonObject, Strict, missing
 
 MAX_SHAPE_BYTES, MAX_CHOICES = 65_536, 1024
 # vLLM's names of before, each now a field of `structured_outputs`.
@@ -25,23 +26,16 @@ def _short(value: str) -> str:
 
 
 def _short_object(value: dict[str, Any]) -> dict[str, Any]:
-    try:
-        _short(json.dumps(value))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    _short(json.dumps(value))
     return value
 
 
-class _Exact(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
 Shape = Annotated[str, Field(min_length=1), AfterValidator(whole_text), AfterValidator(_short)]
-SchemaObject = Annotated[dict[str, Any], AfterValidator(_short_object)]
+SchemaObject = Annotated[JsonObject, AfterValidator(_short_object)]
 Choices = Annotated[list[Shape], Field(min_length=1, max_length=MAX_CHOICES, fail_fast=True)]
 
 
-class JsonSchema(_Exact):
+class JsonSchema(Strict):
     """A schema under a name. It is kept to whatever `strict` says."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
@@ -50,20 +44,24 @@ class JsonSchema(_Exact):
     json_schema: SchemaObject = Field(alias="schema")
 
 
-class ResponseFormat(_Exact):
+class ResponseFormat(Strict):
     """Any text, any JSON object, or what a schema describes."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    json_schema: JsonSchema | None = Field(None, validate_default=True)
 
-    @model_validator(mode="after")
-    def _schema_where_it_belongs(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' belongs to the type 'json_schema', and to no other")
-        return self
+    @field_validator("json_schema")
+    @classmethod
+    def _where_it_belongs(cls, value: JsonSchema | None, info: ValidationInfo) -> JsonSchema | None:
+        kind = info.data.get("type", "json_schema")
+        if kind == "json_schema" and value is None:
+            raise missing()
+        if kind != "json_schema" and value is not None:
+            raise ValueError(f"it belongs to the type 'json_schema', not to '{kind}'")
+        return value
 
 
-class StructuredOutputs(_Exact):
+class StructuredOutputs(Strict):
     """One of these: a JSON schema as an object or as text, any JSON object, a regex, some texts, or a Lark grammar."""
 
     json_shape: Shape | SchemaObject | None = Field(None, alias="json")
@@ -80,17 +78,19 @@ class StructuredOutputs(_Exact):
         return self
 
 
-class Structured(BaseModel):
+class Structured(Strict):
     """The fields of a request."""
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
 
-    @model_validator(mode="after")
-    def _one_shape(self) -> Structured:
-        if self.structured_outputs is not None and self.response_format not in (None, ResponseFormat(type="text")):
-            raise ValueError("response_format and structured_outputs both ask for a shape: leave one out")
-        return self
+    @field_validator("structured_outputs")
+    @classmethod
+    def _one_shape(cls, value: StructuredOutputs | None, info: ValidationInfo) -> StructuredOutputs | None:
+        other = info.data.get("response_format")
+        if value is not None and other is not None and other.type != "text":
+            raise ValueError("'response_format' asks for a shape too: leave one out")
+        return value
 
 
 def refuse_old_names(body: dict[str, Any]) -> None:

@@ -6,30 +6,23 @@ Knows nothing of tokenizers: what a prompt or conversation comes to is a worker'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from .constraints import TokenIds
 from .embeddings import EmbeddingRequest
-from .invalid import invalid_type, user_error
+from .invalid import invalid_type
 from .records import CHAT, COMPLETIONS
-from .requests import ChatCompletionRequest, CompletionRequest, TokenIds, parse_body
-from .strict import Text
+from .requests import ChatCompletionRequest, CompletionRequest, parse_body
+from .strict import Strict, Text, parsed
 
-M = TypeVar("M", bound=BaseModel)
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
+class _Options(Strict):
     return_token_strs: bool = False
 
 
-class Detokenize(BaseModel):
+class Detokenize(Strict):
     """The body of `/detokenize`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     model: Text
     tokens: TokenIds
@@ -54,7 +47,7 @@ def parse_tokenize(body: object) -> Tokenize:
     """The request in `body`. Raises UserError that names the field and the fix."""
     if not isinstance(body, dict):
         raise invalid_type("body", "an object", body)
-    own = _validated(_Options, {name: body[name] for name in _Options.model_fields if body.get(name) is not None})
+    own = parsed(_Options, {name: body[name] for name in _Options.model_fields if name in body})
     rest = {name: value for name, value in body.items() if name not in _Options.model_fields}
     request = parse_body(CHAT if "messages" in rest else COMPLETIONS, rest)
     if isinstance(request, CompletionRequest) and not isinstance(request.prompt, str):
@@ -65,13 +58,4 @@ def parse_tokenize(body: object) -> Tokenize:
 
 def parse_detokenize(body: object) -> Detokenize:
     """The request in `body`. Raises UserError that names the field and the fix."""
-    if not isinstance(body, dict):
-        raise invalid_type("body", "an object", body)
-    return _validated(Detokenize, body)
-
-
-def _validated(kind: type[M], fields: dict[str, Any]) -> M:
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        raise user_error(error.errors(include_url=False)) from error
+    return parsed(Detokenize, body)

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from .strict import JsonObject, Strict, Text, missing
 
 MAX_TOOLS = 128
+WORDS = ("none", "auto", "required")
 Name = Annotated[str, Field(pattern=r"\A[a-zA-Z0-9_-]{1,64}\z")]
 
 
@@ -42,6 +43,13 @@ class NamedFunction(Strict):
     """The one that must be called."""
 
     name: Name
+
+
+def choice_in_words(value: Any) -> Any:
+    """One of OpenAI's words for a choice as the object that it stands for; anything else as it is."""
+    if isinstance(value, str) and value not in WORDS:
+        raise ValueError("it must be 'none', 'auto', 'required' or an object that names a function")
+    return {"type": value} if isinstance(value, str) else value
 
 
 class ToolChoice(Strict):
@@ -79,7 +87,7 @@ class Tooled(Strict):
     def _in_words(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("type") != "function":
             raise ValueError("as an object it names a function: {'type': 'function', 'function': {'name': '…'}}")
-        return {"type": value} if isinstance(value, str) and value != "function" else value
+        return choice_in_words(value)
 
     @field_validator("tool_choice", "parallel_tool_calls")
     @classmethod

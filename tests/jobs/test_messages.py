@@ -113,7 +113,7 @@ def test_tools_are_offered_and_wanted_as_the_choice_says() -> None:
         ),
         ({"tool_choice": "auto"}, "tool_choice", "only allowed when 'tools' are given"),
         ({"parallel_tool_calls": True}, "parallel_tool_calls", "only allowed when 'tools' are given"),
-        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice.type", "'required'"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice", "'required'"),
         ({"tools": [TOOL], "tool_choice": "function"}, "tool_choice", "an object"),
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "it names a function"),
         ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function", "Missing"),

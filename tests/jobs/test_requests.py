@@ -100,8 +100,8 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
         ({"stop": ["a", ""]}, "stop[1]", "invalid_value", "at least 1 character"),
         ({"stop": ["a"] * 17}, "stop", "invalid_value", "at most 16"),
         ({"stop": 5}, "stop", "invalid_type", "expected an array, but got an integer"),
-        ({"min_tokens": 5, "max_tokens": 4}, None, "invalid_value", "min_tokens (5) is larger than max_tokens (4)"),
-        ({"top_logprobs": 2}, None, "invalid_value", "top_logprobs needs logprobs"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "invalid_value", "5 is larger than max_tokens (4)"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value", "it needs 'logprobs' to be true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", "less than or equal to 20"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "'json_schema'"),
         ({"logit_bias": [1]}, "logit_bias", "invalid_type", "expected an object, but got an array"),
@@ -148,9 +148,9 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
         ({"continue_final_message": True}, "continue_final_message", "invalid_value", "must be false"),
         (
             {"continue_final_message": True, "add_generation_prompt": False},
-            None,
+            "messages",
             "invalid_value",
-            "needs a last message of role 'assistant'",
+            "the last one must be of role 'assistant'",
         ),
         ({"messages": []}, "messages", "invalid_value", "at least 1 item"),
         ({"messages": None}, "messages", "missing_required_parameter", "'messages'"),
@@ -206,6 +206,45 @@ def test_the_prompts_own_log_probabilities_are_taken_up_to_20() -> None:
     assert chat(prompt_logprobs=20).prompt_logprobs == 20
     error = refusal(COMPLETIONS, {"model": "m", "prompt": "hi", "prompt_logprobs": -1})
     assert (error.param, error.code) == ("prompt_logprobs", "invalid_value")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"tool_choice": "required"}, "tool_choice", "only allowed when 'tools' are given"),
+        ({"tool_choice": {"type": "function", "name": "add"}}, "tool_choice", "only allowed when 'tools' are given"),
+        ({"tool_choice": "always"}, "tool_choice", "'required'"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]", "no tools of type 'web_search'"),
+    ],
+)
+def test_a_response_that_cannot_be_made_says_where_and_why(fields: dict[str, Any], param: str, said: str) -> None:
+    error = refusal(RESPONSES, {"model": "m", "input": "hi"} | fields)
+    assert error.param == param
+    assert said in error.message
+
+
+def test_a_response_may_choose_freely_among_no_tools() -> None:
+    for choice in ("auto", "none"):
+        assert parse_body(RESPONSES, {"model": "m", "input": "hi", "tool_choice": choice})
+
+
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
+@pytest.mark.parametrize("depth", [101, 300])
+def test_json_that_is_nested_too_deep_for_what_reads_it_later_is_refused(depth: int) -> None:
+    function = {"name": "add", "parameters": nested(depth)}
+    fields: list[tuple[str, dict[str, Any]]] = [
+        ("chat_template_kwargs", {"chat_template_kwargs": nested(depth)}),
+        ("tools[0].function.parameters", {"tools": [{"type": "function", "function": function}]}),
+        ("structured_outputs.json", {"structured_outputs": {"json": nested(depth)}}),
+    ]
+    for param, given in fields:
+        error = refusal(CHAT, {"model": "m", "messages": HI} | given)
+        assert (error.param, error.code) == (param, "invalid_value")
+        assert "nested deeper than 100 levels" in error.message
+    assert chat(chat_template_kwargs=nested(99)).chat_template_kwargs == nested(99)
 
 
 @pytest.mark.parametrize("body", ["text", [1], 5, None])

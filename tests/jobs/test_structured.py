@@ -48,12 +48,17 @@ def test_chat_and_completions_take_every_shape(endpoint: str) -> None:
     [
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "'json_object'"),
         ({"response_format": "json"}, "response_format", "invalid_type", "expected an object"),
-        ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value", "'json_schema' belongs"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "missing_required_parameter",
+            "Missing required parameter",
+        ),
         (
             {"response_format": {"type": "text", "json_schema": {"name": "a", "schema": {}}}},
-            "response_format",
+            "response_format.json_schema",
             "invalid_value",
-            "'json_schema' belongs",
+            "belongs to the type 'json_schema', not to 'text'",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
@@ -92,9 +97,9 @@ def test_chat_and_completions_take_every_shape(endpoint: str) -> None:
         ),
         (
             {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
-            None,
+            "structured_outputs",
             "invalid_value",
-            "both ask for a shape",
+            "'response_format' asks for a shape too",
         ),
         ({"guided_json": PERSON}, "guided_json", "unsupported_parameter", "use 'structured_outputs': {'json': …}"),
         ({"guided_choice": ["a"]}, "guided_choice", "unsupported_parameter", "{'choice': …}"),

@@ -140,7 +140,7 @@ def test_a_response_that_was_cut_off_is_incomplete() -> None:
         ),
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text", "Missing"),
         ({"input": [CALL | {"arguments": "["}]}, "input[0].arguments", "a JSON object"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].name", "Missing"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]", "no tools of type 'web_search'"),
         ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.name", "Missing"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice", "is called 'x'"),
         ({"truncation": "auto"}, "truncation", "'disabled'"),
