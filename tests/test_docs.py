@@ -53,6 +53,21 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_links_to_headings_lead_to_headings() -> None:
+    headings = {
+        path: {_anchor(one) for one in re.findall(r"^#+ (.+)$", path.read_text(), flags=re.M)} for path in DOCUMENTS
+    }
+    for path in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", path.read_text()):
+            there = (path.parent / target).resolve() if target else path
+            assert anchor in headings[there], f"{path.name} links to {target}#{anchor}"
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes one."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def test_make_targets_named_in_documents_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for path in DOCUMENTS:
