@@ -18,6 +18,7 @@ from ..jobs.errors import UserError
 from ..jobs.records import DEFAULT_TENANT, ApiKey
 from ..jobs.settings import Settings
 from .flags import takes_settings
+from .reach import connected
 
 if TYPE_CHECKING:
     from ..jobs.backend import Backend
@@ -135,18 +136,17 @@ def _tenant_row(backend: Backend, name: str) -> tuple[str, ...]:
 @contextmanager
 def _backend(settings: Settings) -> Iterator[Backend]:
     """The service's backend; without a Redis, the embedded Valkey's, which is started for as long as it takes."""
-    from ..jobs.backend import connect
     from ..jobs.embedded import EmbeddedValkey
 
     if settings.redis_url is not None:
-        backend = connect(settings)
-        yield backend
-        backend.close()
+        with connected(settings) as backend:
+            yield backend
         return
-    with EmbeddedValkey(settings.data_dir) as valkey:
-        backend = connect(settings.model_copy(update={"redis_url": valkey.url}))
+    with (
+        EmbeddedValkey(settings.data_dir) as valkey,
+        connected(settings.model_copy(update={"redis_url": valkey.url})) as backend,
+    ):
         yield backend
-        backend.close()
 
 
 def _lifetime(text: str | None) -> int | None:

@@ -32,7 +32,7 @@ def run_api(settings: Settings) -> int:
         ws="none",
         lifespan="on",
     )
-    with _listener(settings) as listener:
+    with listen_on(settings) as listener:
         server = uvicorn.Server(config)
         log.info("the API listens on %s port %d", settings.host, settings.port)
         server.run(sockets=[listener])
@@ -56,7 +56,7 @@ def _need_redis(settings: Settings) -> None:
         raise SettingsError("PRESSRUN_REDIS_URL is not set; `pressrun up` runs a Valkey of its own")
 
 
-def _listener(settings: Settings) -> socket.socket:
+def listen_on(settings: Settings) -> socket.socket:
     """Bound here and not by the server, so that a taken port is one clear error."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:

@@ -20,6 +20,7 @@ from ..jobs.embedded import EmbeddedValkey
 from ..jobs.settings import Settings
 from .child import Child
 from .parent import stop_with_parent
+from .serve import listen_on
 
 TICK_S = 0.1
 VALKEY_LOOK_S = 1.0
@@ -52,6 +53,7 @@ class Signals:
 
 def run(settings: Settings, parent: int | None = None) -> int:
     """Run until told to stop; the exit code. Raises PressrunError if it cannot, with nothing left running."""
+    listen_on(settings).close()  # Another Pressrun at this address would be taken for ours, and ours never be ready.
     stop = Signals()
     with stop.caught():
         stop_with_parent(parent)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..jobs.errors import SettingsError, StoreUnavailable
+from ..jobs.errors import SettingsError
 from ..jobs.records import DEFAULT_TENANT
 from ..jobs.settings import Settings
 from .flags import takes_settings
+from .reach import connected
 
 if TYPE_CHECKING:
     from ..jobs.backend import Backend
@@ -110,9 +111,6 @@ def post_event(
 @contextmanager
 def _backend(settings: Settings) -> Iterator[Backend]:
     """The deployment's store: the one that the settings name, or the Valkey that runs in the data folder."""
-    from redis.exceptions import RedisError
-
-    from ..jobs.backend import connect
     from ..jobs.embedded import EmbeddedValkey
 
     if settings.redis_url is None:
@@ -122,13 +120,8 @@ def _backend(settings: Settings) -> Iterator[Backend]:
             message = f"no Pressrun has run in {settings.data_dir}; set PRESSRUN_DATA_DIR or PRESSRUN_REDIS_URL"
             raise SettingsError(message) from error
         settings = settings.model_copy(update={"redis_url": url})
-    backend = connect(settings)
-    try:
+    with connected(settings) as backend:
         yield backend
-    except RedisError as error:
-        raise StoreUnavailable(f"Redis does not answer: {error}") from error
-    finally:
-        backend.close()
 
 
 def _time(at: int) -> str:

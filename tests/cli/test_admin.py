@@ -58,6 +58,13 @@ def test_what_cannot_be_done_is_one_clear_error(
     assert result.stderr.startswith(f"pressrun: {error}")
 
 
+def test_a_redis_that_does_not_answer_is_one_clear_error(pressrun: Pressrun, folder: Path, free_port: int) -> None:
+    result = pressrun("keys", "list", data_dir=folder, redis_url=f"redis://127.0.0.1:{free_port}/0")
+    assert result.returncode == 1
+    assert result.stderr.startswith("pressrun: Redis does not answer: ")
+    assert "Traceback" not in result.stderr
+
+
 def test_a_key_made_beside_a_running_service_shuts_its_door_at_once(
     start_up: StartUp, pressrun: Pressrun, folder: Path
 ) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 
-from pressrun.cli.serve import _listener
+from pressrun.cli.serve import listen_on
 from pressrun.jobs.settings import load_settings
 
 
 def test_what_the_api_answers_is_sent_at_once(free_port: int) -> None:
     with (
-        _listener(load_settings({}, port=free_port)) as listener,
+        listen_on(load_settings({}, port=free_port)) as listener,
         socket.create_connection(listener.getsockname()),
         listener.accept()[0] as accepted,
     ):

@@ -121,10 +121,21 @@ def test_a_taken_port_is_one_clear_error(start_up: StartUp, folder: Path, left_i
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         up = start_up(port=port)
-        assert up.process.wait(timeout=40) == 1
+        assert up.process.wait(timeout=40) == 2
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in up.said()
-    assert "the api cannot run like this; its message is above" in up.said()
     assert left_in(folder) == []
+
+
+def test_a_second_one_at_the_same_address_ends_and_leaves_the_first_alone(start_up: StartUp, folder: Path) -> None:
+    first = start_up()
+    first.wait_until_ready()
+    before = first.said()
+    second = start_up(port=first.port)
+    assert second.process.wait(timeout=40) == 2
+    said = second.said().removeprefix(before)  # Both write to one log.
+    assert f"cannot listen on 127.0.0.1 port {first.port}" in said
+    assert "ready: " not in said
+    assert answers(first, 1) == ["line-0"]
 
 
 def test_a_model_that_is_not_there_is_one_clear_error(start_up: StartUp, folder: Path) -> None:
