@@ -104,6 +104,13 @@ class ChatCompletionRequest(Sampled, Templated, Tooled, Labels):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1, fail_fast=True)] | None = None
 
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def _above_min(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value < info.data.get("min_tokens", 0):
+            raise ValueError(f"{value} is smaller than min_tokens ({info.data['min_tokens']})")
+        return value
+
     @field_validator("top_logprobs")
     @classmethod
     def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:

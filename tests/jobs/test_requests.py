@@ -101,6 +101,12 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
         ({"stop": ["a"] * 17}, "stop", "invalid_value", "at most 16"),
         ({"stop": 5}, "stop", "invalid_type", "expected an array, but got an integer"),
         ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "invalid_value", "5 is larger than max_tokens (4)"),
+        (
+            {"min_tokens": 5, "max_completion_tokens": 4},
+            "max_completion_tokens",
+            "invalid_value",
+            "4 is smaller than min_tokens (5)",
+        ),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value", "it needs 'logprobs' to be true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value", "less than or equal to 20"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "'json_schema'"),
