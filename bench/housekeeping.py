@@ -19,7 +19,7 @@ from redis import Redis
 
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.embedded import EmbeddedValkey
-from pressrun.jobs.queue import QUEUE_OF, rq_queue
+from pressrun.jobs.queue import queue_of, rq_queue
 from pressrun.jobs.records import Batch, ModelCard, Shard
 from pressrun.jobs.settings import load_settings
 from pressrun.workers.housekeeping import TICK_S, Housekeeper
@@ -83,7 +83,7 @@ def add_batch(backend: Backend, number: int, tenant: str) -> None:
 def ticks(backend: Backend, seconds: float) -> list[float]:
     """Seconds of CPU of each tick of this process, once every batch has been looked at."""
     housekeeper, costs = Housekeeper(backend), list[float]()
-    queue = rq_queue(backend.redis, QUEUE_OF["batch"])
+    queue = rq_queue(backend.redis, queue_of("batch", "m"))
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         started = time.process_time()

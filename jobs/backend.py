@@ -13,7 +13,7 @@ from .blobs import Blobs, open_blobs
 from .blobs.redis import RedisBlobs
 from .errors import SettingsError
 from .keys import Keys
-from .lineup import Lineup
+from .lineups import Lineups
 from .live import Live
 from .quotas import Quotas
 from .records import Batch
@@ -27,7 +27,7 @@ DAY_S = 86400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """The store, the shards, the line, the online road, the blob stores, who may use them, and where traces go."""
+    """The store, the shards, models' lines, the online road, the blob stores, who may use them, and where traces go."""
 
     settings: Settings
     redis: Redis
@@ -35,7 +35,7 @@ class Backend:
     shards: Shards
     keys: Keys
     quotas: Quotas
-    lineup: Lineup
+    lineups: Lineups
     live: Live
     blobs: Blobs
     job_blobs: RedisBlobs
@@ -69,7 +69,7 @@ def backend_on(settings: Settings, redis: Redis) -> Backend:
         shards=Shards(store),
         keys=Keys(store),
         quotas=Quotas(store),
-        lineup=Lineup(store),
+        lineups=Lineups(store),
         live=Live(store),
         blobs=open_blobs(settings.blobs, redis),
         # The blobs of a job whose submission or end broke off go by themselves.

@@ -17,9 +17,10 @@ from .submit import find_batch, parse_window
 def pause_batch(backend: Backend, batch_id: str, tenant: str = DEFAULT_TENANT) -> Batch:
     """Begin nothing more of a batch. Lines that are running finish; its window goes on, and validation too."""
     back = _set_paused(backend, batch_id, tenant, paused=True)
+    batch = backend.store.batch(batch_id)
     # A worker that takes one of them all the same is given no claim.
-    forget_shards(backend.redis, "batch", batch_id, back)
-    return backend.store.batch(batch_id)
+    forget_shards(backend.redis, "batch", batch.model or "", batch_id, back)
+    return batch
 
 
 def resume_batch(backend: Backend, batch_id: str, tenant: str = DEFAULT_TENANT) -> Batch:

@@ -67,7 +67,7 @@ def _validate(backend: Backend, batch_id: str, lock: Lock) -> None:
             renew(lock)
             yield chunk
 
-    models = {card.id for card in backend.store.models()}
+    models = backend.store.known_models()
     known = backend.store.answer_tokens()
     result = validate(batch, read, models=models, settings=backend.settings, answer_tokens=known)
     errors = _refusals(backend, batch, result)
@@ -139,7 +139,7 @@ def _too_late(backend: Backend, batch: Batch, result: Validated) -> BatchError |
         num_shards=len(result.shards),
         shard_tokens=result.estimated_tokens / len(result.shards),
     )
-    foreseen = backend.lineup.foresee(candidate)
+    foreseen = backend.lineups.of(result.model).foresee(candidate)
     if foreseen is None or foreseen.ends_at is None or foreseen.feasible:
         return None
     eta = datetime.fromtimestamp(foreseen.ends_at, UTC).isoformat(timespec="seconds")
@@ -346,4 +346,4 @@ def _settle(backend: Backend, batch: Batch) -> None:
     backend.store.learn_answer_tokens(batch)
     for progress in progress_of(backend.store, [batch.id]):
         if progress.status in ENDED:
-            backend.lineup.settle(progress)
+            backend.lineups.settle(progress)

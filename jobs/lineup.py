@@ -1,13 +1,18 @@
-"""The line of batches that wait to be fed, and what their tenants were given: the policy's arguments, kept in Redis.
+"""The line of batches that wait for one model's workers, and what their tenants were given of these: the policy's
+arguments, kept in Redis.
 
 Nothing here decides what is run exactly once. It is told again whenever a batch is looked at, so that what a dying
-process left untold is told by the next look. Knows nothing of RQ.
+process left untold is told by the next look. Knows nothing of RQ, nor of other models (`lineups.py`).
 
 | key | what |
 |---|---|
-| `pressrun:ready` | batches with waiting shards, as one line of text each |
-| `pressrun:flow-times`, `:floors` | virtual times of flows, and where a flow starts that was idle |
+| `pressrun:ready:{model}` | batches with waiting shards, as one line of text each |
+| `pressrun:flow-times:{model}` | virtual times of flows |
+| `pressrun:floors:{model}` | by priority, where a flow starts that was idle |
 | `pressrun:bills` | by batch: tokens that were charged for it, and where it started among its tenant's |
+
+An earlier version had one line for all models, under the same names without one. What it says is left behind: batches
+come into their model's line at the next look, and tenants start level there.
 """
 
 from __future__ import annotations
@@ -23,14 +28,16 @@ from .policy import Candidate, Flow, Ledgers
 from .progress import Progress
 from .store import Store, _text
 
-READY, BILLS = "pressrun:ready", "pressrun:bills"
-TIMES, FLOORS = "pressrun:flow-times", "pressrun:floors"
+BILLS = "pressrun:bills"
 BUSY_SHARE = 0.05  # Of a process' time goes into reading the line, so that a long one is read less often.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """Who waited at `read_at`, by `time.time()`. `ahead` tokens were fed before and have not finished."""
+    """Who waited for a model at `read_at`, by `time.time()`; `rate` and `num_workers` are of its workers.
+
+    `ahead` tokens were fed before and have not finished.
+    """
 
     candidates: tuple[Candidate, ...]
     ledgers: Ledgers
@@ -54,11 +61,14 @@ class _Entry:
 
 
 class Lineup:
-    """Thread-safe."""
+    """Of one model. Thread-safe."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, model: str) -> None:
+        self.model = model
         self._store = store
         self._redis = store.redis
+        self._ready = ready_key(model)
+        self._times, self._floors = f"pressrun:flow-times:{model}", f"pressrun:floors:{model}"
         self._lock = Lock()
         self._line: Line | None = None
         self._forecast: Forecast | None = None
@@ -72,16 +82,16 @@ class Lineup:
         gone = [batch.id for batch in batches if not batch.in_line]
         pipe = self._redis.pipeline(transaction=False)
         if ready:
-            pipe.hset(READY, mapping=ready)  # type: ignore[arg-type]
+            pipe.hset(self._ready, mapping=ready)  # type: ignore[arg-type]
         if gone:
-            pipe.hdel(READY, *gone)
+            pipe.hdel(self._ready, *gone)
         self._bill(batches, starts or {}, pipe)
         pipe.execute()
 
     def raise_floors(self, floors: Mapping[int, float]) -> None:
         """Say where flows of each priority start that were idle; what is said to be lower than it was is not heard."""
         args = [part for floor in floors.items() for part in floor]
-        self._store.scripts["bill"](keys=[TIMES, FLOORS, BILLS], args=[len(floors), *args])
+        self._store.scripts["bill"](keys=[self._times, self._floors, BILLS], args=[len(floors), *args])
 
     def settle(self, batch: Progress) -> None:
         """Charge an ended batch for what it has really used, and forget it."""
@@ -93,7 +103,7 @@ class Lineup:
     def forget(self, batch_id: str) -> None:
         """A batch that is over, or gone, has no place in the line."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.hdel(READY, batch_id)
+        pipe.hdel(self._ready, batch_id)
         pipe.hdel(BILLS, batch_id)
         pipe.execute()
 
@@ -130,9 +140,6 @@ class Lineup:
         joined = replace(line, candidates=(*others, candidate)).forecast()
         return joined.of(candidate.id) if joined.num_met > without.num_met else joined.by_share(candidate.id)
 
-    def is_empty(self) -> bool:
-        return not self._redis.hlen(READY)
-
     def _bill(self, batches: Sequence[Progress], starts: Mapping[str, float], pipe: Any) -> None:
         owing = [batch for batch in batches if batch.tokens_owed > 0]
         if not owing:
@@ -143,15 +150,16 @@ class Lineup:
             flow = f"{batch.priority} {batch.tenant}"
             weight, start = weights.get(batch.tenant, 1.0), starts.get(batch.id, 0.0)
             args += [batch.id, flow, batch.priority, weight, batch.tokens_owed, start]
-        self._store.scripts["bill"](keys=[TIMES, FLOORS, BILLS], args=args, client=pipe)
+        self._store.scripts["bill"](keys=[self._times, self._floors, BILLS], args=args, client=pipe)
 
     def _read(self) -> Line:
         pipe = self._redis.pipeline(transaction=False)
-        for key in (READY, BILLS, TIMES, FLOORS):
+        for key in (self._ready, self._times, self._floors):
             pipe.hgetall(key)
-        ready, bills, times, floors = pipe.execute()
+        ready, times, floors = pipe.execute()
+        bills = dict(zip(ready, self._redis.hmget(BILLS, list(ready)), strict=True)) if ready else {}
         self._entries = {key: self._entry(key, value, bills.get(key)) for key, value in ready.items()}
-        speed = self._store.speed()
+        speed = self._store.speed(self.model)
         return Line(
             candidates=tuple(entry.candidate for entry in self._entries.values()),
             ledgers=Ledgers(
@@ -172,6 +180,11 @@ class Lineup:
             return before
         fields = (_text(key), *_text(row).split(" ", 6))
         return _Entry(row, bill, _candidate(fields, bill), float(fields[6]))
+
+
+def ready_key(model: str) -> str:
+    """Where the batches stand that wait for a model."""
+    return f"pressrun:ready:{model}"
 
 
 def tenant_weights(store: Store) -> Mapping[str, float]:

@@ -19,12 +19,16 @@ DEFAULT_LINE_TOKENS = 512.0  # Where a batch was validated before there were est
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """A batch as it stands. `waiting`, `queued` and `leased` count shards, `running` lines in workers' hands."""
+    """A batch as it stands. `waiting`, `queued` and `leased` count shards, `running` lines in workers' hands.
+
+    Its model is that of its lines, and known once they are validated.
+    """
 
     id: str
     status: BatchStatus = "validating"
     closing: Closing | None = None
     paused: bool = False
+    model: str = ""
     tenant: str = DEFAULT_TENANT
     priority: int = 0
     created_at: int = 0

@@ -347,7 +347,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What the live workers do together; 0 tokens a second is unknown."""
+    """What a model's live workers do together; 0 tokens a second is unknown."""
 
     tokens_per_s: float
     num_workers: int

@@ -31,10 +31,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """How a batch stands. `queue_place` 1 is fed next; None where nothing of it waits, or it is paused.
+    """How a batch stands. `queue_place` 1 is fed next of its model; None where nothing of it waits, or it is paused.
 
     `eta` is in Unix seconds; it and `feasible` are None where they cannot be told: before validation, while the batch
-    is paused, after its end, and until a worker has measured what it does. `seconds` are by phase.
+    is paused, after its end, and until a live worker of its model has measured what it does. `seconds` are by phase.
     """
 
     queue_place: int | None
@@ -89,12 +89,12 @@ def _outlook(backend: Backend, batch: Batch, progress: Progress | None) -> tuple
     if progress is None or progress.status != "in_progress" or progress.paused:
         return None, None, None
     if progress.waiting:
-        foreseen = backend.lineup.forecast().of(batch.id)
+        foreseen = backend.lineups.of(progress.model).forecast().of(batch.id)
         if foreseen is None:
             return None, None, None  # It has come into line just now.
         ends_at = None if foreseen.ends_at is None else int(foreseen.ends_at)
         return foreseen.place, ends_at, foreseen.feasible
-    rate = backend.lineup.read().rate
+    rate = backend.lineups.of(progress.model).read().rate
     if not rate:
         return None, None, None
     eta = int(time.time() + progress.tokens_left / rate)

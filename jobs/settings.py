@@ -86,7 +86,9 @@ class Settings(BaseSettings):
     )
 
     shard_lines: int = Field(64, ge=1, description="Most lines in one shard, the unit that a worker claims.")
-    feed_window: int = Field(64, ge=1, description="Most shards of batches that wait in RQ for each live worker.")
+    feed_window: int = Field(
+        64, ge=1, description="Most shards of batches that wait in RQ for each live worker of their model."
+    )
     lease_s: float = Field(30.0, ge=1, description="Seconds within which a silent worker's shards are with others.")
     max_attempts: int = Field(
         10,

@@ -8,22 +8,21 @@ what single workers do (`metrics.py`).
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from threading import Lock
 from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from rq import Queue
 
 from .backend import Backend
 from .deliveries import DUE
 from .metrics import read
 from .progress import Progress, progress_of
+from .queue import model_of, queues
 from .store import ACTIVE, ENDS, _text
 
-QUEUES = "pressrun-"  # What our queues' names begin with.
 BUSY_SHARE, LEAST_S = 0.02, 1.0  # Of a process' time goes into reading, and what was read is told for so long.
 MANY = 500  # Batches in one go, so that Redis does others' work in between.
 
@@ -57,10 +56,10 @@ def _standing(backend: Backend) -> Iterator[Metric]:
     yield _one("active_jobs", "Native jobs that have not ended.", redis.zcard(ACTIVE["job"]))
     yield _by("batch_lines", "Lines of batches that have not ended.", "state", _lines(batches))
     yield _by("batch_shards", "Shards of batches that have not ended.", "state", _shards(batches))
-    tokens = sum(batch.tokens_left for batch in batches)
-    yield _one("enqueued_tokens", "Tokens that batches are still expected to need, by estimate.", tokens)
+    text = "Tokens that batches are still expected to need, by estimate."
+    yield _by("enqueued_tokens", text, "model_name", _tokens(batches))
     yield _ends(redis.hgetall(ENDS))
-    yield _by("queue_depth", "Shards that wait in RQ.", "queue", _queues(backend))
+    yield _queue_depth(backend)
     yield _one("webhooks_due", "Webhooks that are to be posted, now or later.", redis.zcard(DUE))
     yield _by("workers", "Live workers.", "model_name", Counter(card.id for card in store.live_workers()))
     memory: Any = redis.info("memory")
@@ -77,10 +76,20 @@ def _shards(batches: list[Progress]) -> dict[str, int]:
     return {state: sum(getattr(batch, state) for batch in batches) for state in ("waiting", "queued", "leased")}
 
 
-def _queues(backend: Backend) -> dict[str, int]:
-    queues: list[Any] = Queue.all(connection=backend.redis)
-    lengths = {queue.name: backend.redis.llen(queue.key) for queue in queues}
-    return {name: length for name, length in lengths.items() if name.startswith(QUEUES)}
+def _tokens(batches: list[Progress]) -> dict[str, float]:
+    """What is still to come of each model, whether it has workers or not."""
+    tokens: dict[str, float] = defaultdict(float)
+    for batch in batches:
+        if batch.model:  # Else it is not validated yet, and nothing is known of it.
+            tokens[batch.model] += batch.tokens_left
+    return tokens
+
+
+def _queue_depth(backend: Backend) -> Metric:
+    metric = GaugeMetricFamily("pressrun:queue_depth", "Shards that wait in RQ.", labels=("queue", "model_name"))
+    for queue in queues(backend.redis):
+        metric.add_metric((queue.name, model_of(queue.name) or ""), backend.redis.llen(queue.key))
+    return metric
 
 
 def _ends(raw: Mapping[Any, Any]) -> Metric:

@@ -16,6 +16,7 @@ process may die between any two calls. `shards.py` keeps what lies below a batch
 | `pressrun:fed` | batches that shards are queued of, by the time when they were fed last |
 | `pressrun:{id}` | a batch: its fields, status and counters |
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
+| `pressrun:served` | the time when each model was last served |
 | `pressrun:ends` | how many batches and jobs have ended, by kind and status |
 | `pressrun:answer-tokens` | by model, how long answers were in the batches that ended last |
 """
@@ -56,12 +57,13 @@ from .records import (
 )
 from .tenants import TENANTS, Tenants, limit_field
 
-FILES, BATCHES, MODELS = "pressrun:files", "pressrun:batches", "pressrun:models"
+FILES, BATCHES, MODELS, SERVED = "pressrun:files", "pressrun:batches", "pressrun:models", "pressrun:served"
 ACTIVE: dict[BatchKind, str] = {"batch": "pressrun:active:batch", "job": "pressrun:active:job"}
 CARE: dict[BatchKind, str] = {"batch": "pressrun:care:batch", "job": "pressrun:care:job"}
 ANSWER_TOKENS, ENDS, FED = "pressrun:answer-tokens", "pressrun:ends", "pressrun:fed"
 FILE_EXPIRY, UNFINISHED, SEQUENCE = "pressrun:file-expiry", "pressrun:unfinished-files", "pressrun:sequence"
 MODEL_TTL_S = 30
+KNOWN_S = 86400  # A model that no worker has served for so long is as one that never was.
 LEARN = 0.3  # The weight of the newest batch in how long answers are.
 DURABLE_WAIT_MS = 3000  # Less than the connection's own time-out of 5 s.
 
@@ -355,7 +357,11 @@ class Store:
 
     def touch_model(self, card: ModelCard) -> None:
         """Say that a worker serves a model, for the next `MODEL_TTL_S` seconds."""
-        self.redis.hset(MODELS, card.worker, json.dumps([self._now(), asdict(card)]))
+        now = self._now()
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.hset(MODELS, card.worker, json.dumps([now, asdict(card)]))
+        pipe.hset(SERVED, card.id, f"{now:.0f}")
+        pipe.execute()
 
     def forget_model(self, worker: str) -> None:
         """Say that a worker serves nothing any more."""
@@ -368,9 +374,19 @@ class Store:
             cards.setdefault(card.id, card)
         return list(cards.values())
 
-    def speed(self) -> Speed:
-        """What the live workers do together; one that has measured nothing yet is taken to be like the others."""
-        rates = [card.tokens_per_s for card in self._cards()]
+    def served(self) -> dict[str, float]:
+        """Every model that was ever served, and when it last was."""
+        return {_text(model): float(at) for model, at in self.redis.hgetall(SERVED).items()}
+
+    def known_models(self) -> set[str]:
+        """The models that work is taken for: it waits for their workers, should none be there now."""
+        since = self._now() - KNOWN_S
+        lately = {model for model, at in self.served().items() if at >= since}
+        return lately | {card.id for card in self._cards()}  # Workers of an earlier version say only that they live.
+
+    def speed(self, model: str) -> Speed:
+        """What a model's live workers do together; one that has measured nothing yet is taken to be like the others."""
+        rates = [card.tokens_per_s for card in self._cards() if card.id == model]
         known = [rate for rate in rates if rate > 0]
         return Speed(tokens_per_s=sum(known) / len(known) * len(rates) if known else 0.0, num_workers=len(rates))
 

@@ -215,8 +215,8 @@ def create_job(
     assert isinstance(body, dict)
     if request.stream:
         raise UserError("A job is polled, not streamed; remove 'stream'.", param="stream", code="streaming_unsupported")
-    if request.model not in {card.id for card in backend.store.models()}:
-        message = f"The model '{request.model}' does not exist or no worker serves it now."
+    if request.model not in backend.store.known_models():
+        message = f"The model '{request.model}' does not exist or no worker has served it lately."
         raise UserError(message, param="model", code="model_not_found", status=404)
     job_id, now = job_id or ids.job_id(), int(time.time())
     line = json.dumps({"custom_id": job_id, "method": "POST", "url": url, "body": body}).encode()
@@ -245,7 +245,7 @@ def create_job(
     shard = Shard(index=0, first_line=0, num_lines=1, offset=0, size=len(line))
     backend.shards.begin(job_id, [shard], model=request.model, total=1)
     if backend.shards.feed([job_id], 1) != [[]]:
-        enqueue_jobs(backend.store, [(job_id, priority)])
+        enqueue_jobs(backend.store, request.model, [(job_id, priority)])
     return backend.store.batch(job_id)
 
 

@@ -118,7 +118,7 @@ def validate(
     settings: Settings,
     answer_tokens: Mapping[str, float] | None = None,
 ) -> Validated:
-    """Check all lines of `batch`; `read` opens its input, `models` are served now.
+    """Check all lines of `batch`; `read` opens its input, `models` are known here.
 
     `answer_tokens` is how long a model's answers are, as far as is known: for the estimate of the batch's tokens.
     """

@@ -1,8 +1,9 @@
 """Putting batches' shards into RQ, in the policy's order and no more than will soon be taken.
 
 What waits in RQ can no longer be overtaken, so it is kept short: as much as the workers take while nobody looks. Every
-worker has a feeder; one at a time feeds. Should one stall until another takes over, what it does late is only that a
-few shards more are queued, each of them once. Knows nothing of lines.
+model has a line and a window of its own, sized by its workers: one without any is not fed, and its batches wait. Every
+worker has a feeder for all models; one at a time feeds. Should one stall until another takes over, what it does late is
+only that a few shards more are queued, each of them once. Knows nothing of lines.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from ..jobs.backend import Backend
 from ..jobs.lineup import Line
 from ..jobs.policy import Turns, raised_floors, shares_within
 from ..jobs.progress import progress_of
-from ..jobs.queue import enqueue, forget, queue_length
+from ..jobs.queue import enqueue, forget, queue_lengths
 
 LOCK = "pressrun:feeding"
 FIRST, LEAST = 8, 2  # Shards for each worker.
 GROWTH, SHRINK = 4, 0.99  # By a look at which none, and some, were left.
+MODELS_S = 1.0  # How often it is asked which models have workers.
 
 
 class Window:
@@ -43,26 +45,38 @@ class Window:
 
 
 class Feeder:
-    """Call `feed` often."""
+    """Feeds all models that have workers. Call `feed` often."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._window = Window()
-        self._line: Line | None = None
-        self._turns: Turns | None = None
+        self._feeders: dict[str, _ModelFeeder] = {}
+        self._ask_again_at = 0.0
 
     def feed(self) -> list[str]:
         """Queue what there is room for. Returns the batches that were fed."""
-        lineup = self._backend.lineup
-        if lineup.is_empty():
-            return []
-        num_left = queue_length(self._backend.redis, "batch")
-        workers = lineup.read().num_workers
-        room = self._window.size(num_left, num_workers=workers, most=self._backend.settings.feed_window) - num_left
-        if room <= 0:
+        rooms = self._rooms()
+        if not rooms:
             return []
         with self._alone() as alone:
-            return self._feed(room) if alone else []
+            return [batch_id for feeder, room in rooms for batch_id in feeder.feed(room)] if alone else []
+
+    def _rooms(self) -> list[tuple[_ModelFeeder, int]]:
+        """The models for which something waits and more has room in RQ, and how much."""
+        models = self._served()
+        waiting = self._backend.lineups.lengths(models)
+        models = [model for model, number in zip(models, waiting, strict=True) if number]
+        left = queue_lengths(self._backend.redis, "batch", models)
+        feeders = [self._feeders[model] for model in models]
+        rooms = [(feeder, feeder.room(num_left)) for feeder, num_left in zip(feeders, left, strict=True)]
+        return [(feeder, room) for feeder, room in rooms if room > 0]
+
+    def _served(self) -> list[str]:
+        """The models that have workers. One that lost them is fed from a fresh window when it has some again."""
+        if time.monotonic() >= self._ask_again_at:
+            self._ask_again_at = time.monotonic() + MODELS_S
+            served = sorted(card.id for card in self._backend.store.models())
+            self._feeders = {model: self._feeders.get(model) or _ModelFeeder(self._backend, model) for model in served}
+        return list(self._feeders)
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -76,7 +90,27 @@ class Feeder:
             with suppress(LockNotOwnedError):
                 lock.release()
 
-    def _feed(self, room: int) -> list[str]:
+
+class _ModelFeeder:
+    """Feeds the workers of one model."""
+
+    def __init__(self, backend: Backend, model: str) -> None:
+        self._backend = backend
+        self._model = model
+        self._lineup = backend.lineups.of(model)
+        self._window = Window()
+        self._line: Line | None = None
+        self._turns: Turns | None = None
+
+    def room(self, num_left: int) -> int:
+        """How many shards may be queued beside the `num_left` that wait in RQ; none where no worker takes them."""
+        workers = self._lineup.read().num_workers
+        if not workers:
+            return 0
+        return self._window.size(num_left, num_workers=workers, most=self._backend.settings.feed_window) - num_left
+
+    def feed(self, room: int) -> list[str]:
+        """Queue so many shards, if there are any. Returns the batches that were fed."""
         order = self._next(room)
         wanted = Counter(order)
         # Before the draw: who dies after it is known to have begun.
@@ -87,19 +121,18 @@ class Feeder:
         if queued:
             # They are nobody else's until they are in RQ, so this is the place to clear away traces of an earlier run,
             # such as the job of a worker that died.
-            forget(self._backend.redis, "batch", queued)
-            enqueue(self._backend.redis, "batch", queued)
+            forget(self._backend.redis, "batch", self._model, queued)
+            enqueue(self._backend.redis, "batch", self._model, queued)
         if len(queued) < room:
-            self._backend.lineup.read_anew()  # There is more by now, or less than it seemed.
+            self._lineup.read_anew()  # There is more by now, or less than it seemed.
         self._tell(list(wanted))
         return list(wanted)
 
     def _next(self, room: int) -> list[str]:
-        lineup = self._backend.lineup
-        line = lineup.read()
+        line = self._lineup.read()
         if line is not self._line or self._turns is None:
             self._line = line
-            lineup.raise_floors(raised_floors(line.candidates, line.ledgers))
+            self._lineup.raise_floors(raised_floors(line.candidates, line.ledgers))
             self._turns = Turns(line.candidates, line.ledgers, rate=line.rate, now=time.time())
         return self._turns.take(room)
 
@@ -111,5 +144,5 @@ class Feeder:
         flows = {candidate.flow for candidate in self._line.candidates if candidate.id in fed}
         standings = shares_within(candidate for candidate in self._line.candidates if candidate.flow in flows)
         starts = {batch_id: standings[batch_id].had for batch_id in batch_ids}
-        self._backend.lineup.note(progress_of(self._backend.store, batch_ids), starts)
+        self._lineup.note(progress_of(self._backend.store, batch_ids), starts)
         self._backend.store.look_at(*batch_ids)

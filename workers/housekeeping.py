@@ -121,15 +121,17 @@ class Housekeeper:
         """Put into RQ again what has come back in line; jobs wait for no turn."""
         for job_id, shards in zip(job_ids, self.backend.shards.feed(job_ids, 1), strict=True):
             if shards:
-                forget_shards(self.backend.redis, "job", job_id, shards)
-                enqueue_jobs(self.backend.store, [(job_id, self.backend.store.batch(job_id).priority)])
+                job = self.backend.store.batch(job_id)
+                model = job.model or ""
+                forget_shards(self.backend.redis, "job", model, job_id, shards)
+                enqueue_jobs(self.backend.store, model, [(job_id, job.priority)])
 
     def _care_for_batches(self, look: Look) -> None:
         if not look.ids:
             return
         self._care(look.ids)
         standing, now = progress_of(self.backend.store, look.ids), time.time()
-        self._where_there_is_room(lambda: self.backend.lineup.note(standing))
+        self._where_there_is_room(lambda: self.backend.lineups.note(standing))
         self._where_there_is_room(lambda: self._watch({batch.id for batch in standing if batch.queued}))
         idle = (batch for batch in standing if batch.status == "in_progress" and not batch.queued + batch.leased)
         self.backend.store.let_rest(look, {batch.id: min(now + REST_S, batch.expires_at) for batch in idle})
@@ -138,7 +140,7 @@ class Housekeeper:
         tended = self.backend.shards.tend(batch_ids, self.backend.settings.max_attempts)
         for batch_id, batch in zip(batch_ids, tended, strict=True):
             if batch is None:
-                self.backend.lineup.forget(batch_id)
+                self.backend.lineups.forget(batch_id)
                 self.backend.store.forget_active(batch_id)
             else:
                 self._act(batch_id, batch)
@@ -243,7 +245,7 @@ def _sweep_segments(backend: Backend, _: str) -> None:
 
 def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:
     batch = backend.store.batch(batch_id)
-    forget_shards(backend.redis, batch.kind, batch_id, *backend.shards.queued([batch_id]))
+    forget_shards(backend.redis, batch.kind, batch.model or "", batch_id, *backend.shards.queued([batch_id]))
     wind_up(backend, batch_id)
 
 

@@ -28,7 +28,7 @@ from rq.suspension import is_suspended
 from rq.utils import now, utcformat
 from rq.worker.base import BaseWorker, WorkerStatus
 
-from ..jobs.queue import BATCH_QUEUE, INTERACTIVE_QUEUE, RESULT_TTL_S
+from ..jobs.queue import RESULT_TTL_S, queue_of
 from .shard import ShardKey, Ticket, shard_named_by
 
 log = logging.getLogger(__name__)
@@ -55,11 +55,11 @@ if started[1] == ARGV[1] and started[2] == ARGV[2] then redis.call('DEL', unpack
 
 
 class RqDesk(BaseWorker):
-    """A worker of the two shard queues, the interactive one first. Methods on tickets take many in one round trip."""
+    """A worker of its model's two queues, that of jobs first. Methods on tickets take many in one round trip."""
 
-    def __init__(self, redis: Redis, *, name: str, lease_s: float) -> None:
+    def __init__(self, redis: Redis, *, name: str, model: str, lease_s: float) -> None:
         super().__init__(
-            [INTERACTIVE_QUEUE, BATCH_QUEUE],
+            [queue_of("job", model), queue_of("batch", model)],
             name=name,
             connection=redis,
             worker_ttl=WORKER_TTL_S,
@@ -82,7 +82,7 @@ class RqDesk(BaseWorker):
         for queue, raw_ids in zip(self.queues, taken, strict=True):
             for job in self._fetch([raw.decode() for raw in raw_ids], queue.intermediate_queue_key):
                 try:
-                    named.append((job, shard_named_by(job), queue.name == INTERACTIVE_QUEUE))
+                    named.append((job, shard_named_by(job), queue is self.queues[0]))
                 except (ValueError, DeserializationError) as error:
                     self._refuse(job, queue, error)
         return self._begin(named) if named else []

@@ -79,7 +79,7 @@ class PressrunWorker(RqDesk):
     ) -> None:
         settings = backend.settings
         name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        super().__init__(backend.redis, name=name, lease_s=settings.lease_s)
+        super().__init__(backend.redis, name=name, model=settings.model_name, lease_s=settings.lease_s)
         self.backend = backend
         self.engine = engine
         self.tokenizer = tokenizer

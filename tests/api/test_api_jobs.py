@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from pressrun.jobs.errors import UserError
 from pressrun.jobs.finish import wind_up
 from pressrun.jobs.ids import owner_id
 from pressrun.jobs.lines import answered, never_ran, refused
-from pressrun.jobs.queue import INTERACTIVE_QUEUE, rq_queue
+from pressrun.jobs.queue import queue_of, rq_queue
 from pressrun.jobs.records import ModelCard, Usage
+from pressrun.jobs.store import KNOWN_S, SERVED
 
 from .conftest import CHAT, MODEL, Api, ServeApi, seal_results
 
@@ -47,14 +49,14 @@ def test_a_new_job_is_queued_ahead_of_batches_and_tells_where_to_poll(api: Api) 
     assert job["expires_at"] == job["created_at"] + 86400
     assert (job["finished_at"], job["response"], job["error"]) == (None, None, None)
     assert poll(api, job["id"]) == job
-    assert rq_queue(api.backend.redis, INTERACTIVE_QUEUE).get_job_ids() == [f"{job['id']}-0"]
+    assert rq_queue(api.backend.redis, queue_of("job", MODEL)).get_job_ids() == [f"{job['id']}-0"]
 
 
 def test_jobs_wait_by_priority_and_then_by_arrival(api: Api) -> None:
     asked = [0, 5, -3, None, 5, 100, -100, 0, 1, -3]
     jobs = [(create(api, priority), priority or 0) for priority in asked]
     in_order = [job for job, _ in sorted(jobs, key=lambda one: -one[1])]
-    assert rq_queue(api.backend.redis, INTERACTIVE_QUEUE).get_job_ids() == [f"{job}-0" for job in in_order]
+    assert rq_queue(api.backend.redis, queue_of("job", MODEL)).get_job_ids() == [f"{job}-0" for job in in_order]
     assert [poll(api, job)["pressrun"] for job, _ in jobs] == [{"priority": priority} for _, priority in jobs]
 
 
@@ -136,11 +138,13 @@ def test_a_job_that_is_not_there_is_404(api: Api) -> None:
         assert answer.json()["error"]["message"] == "No job found with id 'job_none'."
 
 
-def test_a_model_that_no_live_worker_serves_is_404(api: Api) -> None:
+def test_a_job_of_a_model_that_nobody_has_served_for_a_day_is_404(api: Api) -> None:
     answer = api.http.post("/v1/jobs", json={"url": CHAT, "body": BODY | {"model": "gone"}})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
     api.backend.store.forget_model("w")
+    assert api.http.post("/v1/jobs", json={"url": CHAT, "body": BODY}).status_code == 202  # It waits for a worker.
+    api.backend.redis.hset(SERVED, MODEL, int(time.time() - KNOWN_S - 1))
     assert api.http.post("/v1/jobs", json={"url": CHAT, "body": BODY}).status_code == 404
     api.backend.store.touch_model(ModelCard(id=MODEL, max_model_len=8, created=1, worker="w2"))
     assert api.http.post("/v1/jobs", json={"url": CHAT, "body": BODY}).status_code == 202

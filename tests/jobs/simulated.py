@@ -17,7 +17,7 @@ from pressrun.jobs.errors import UserError
 from pressrun.jobs.finish import seal_shard
 from pressrun.jobs.ids import owner_id
 from pressrun.jobs.lines import answered, refused, requests_of
-from pressrun.jobs.queue import QUEUE_OF, rq_queue
+from pressrun.jobs.queue import queue_of, rq_queue
 from pressrun.jobs.records import BatchKind, Claim, Line, LineResult, ShardCommit, Usage
 
 Gate = Callable[[], None]
@@ -195,8 +195,10 @@ def run_shard(backend: Backend, batch_id: str, shard: int, seed: int = 1) -> Non
         seal_shard(backend, claim)
 
 
-def queued_shards(backend: Backend, kind: BatchKind = "batch") -> list[tuple[str, int]]:
-    """Take everything out of an RQ queue, as (batch, shard)."""
-    queue = rq_queue(backend.redis, QUEUE_OF[kind])
-    taken: Any = backend.redis.lpop(queue.key, 10_000) or []
+def queued_shards(
+    backend: Backend, kind: BatchKind = "batch", model: str = "m", most: int = 10_000
+) -> list[tuple[str, int]]:
+    """Take what is in an RQ queue, as (batch, shard)."""
+    queue = rq_queue(backend.redis, queue_of(kind, model))
+    taken: Any = backend.redis.lpop(queue.key, most) or []
     return [(batch_id.decode(), int(shard)) for batch_id, _, shard in (rq_id.rpartition(b"-") for rq_id in taken)]

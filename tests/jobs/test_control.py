@@ -29,7 +29,7 @@ def test_a_paused_batch_is_neither_fed_nor_claimed_and_what_runs_finishes(
 ) -> None:
     batch = running(backend, make_batch)
     (fed,) = backend.shards.draw([(batch.id, 3)])
-    enqueue_shards(backend.redis, "batch", batch.id, fed)
+    enqueue_shards(backend.redis, "batch", "m", batch.id, fed)
     taken = backend.shards.claim(batch.id, 0, "me", 60.0)
     assert taken is not None
     for _ in range(2):

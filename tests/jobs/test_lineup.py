@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from redis import Redis
 
-from pressrun.jobs.lineup import BILLS, TIMES, Lineup
+from pressrun.jobs.lineup import BILLS, Lineup
 from pressrun.jobs.progress import Progress
 from pressrun.jobs.records import ModelCard
 from pressrun.jobs.store import Store
@@ -15,6 +15,7 @@ from pressrun.jobs.store import Store
 BATCH = Progress(
     id="b",
     status="in_progress",
+    model="m",
     tenant="two words",
     priority=3,
     created_at=5,
@@ -29,11 +30,11 @@ BATCH = Progress(
 
 @pytest.fixture
 def lineup(redis: Redis) -> Lineup:
-    return Lineup(Store(redis))
+    return Lineup(Store(redis), "m")
 
 
 def charged(lineup: Lineup) -> dict[str, float]:
-    return {key.decode(): float(value) for key, value in lineup._redis.hgetall(TIMES).items()}
+    return {key.decode(): float(value) for key, value in lineup._redis.hgetall(lineup._times).items()}
 
 
 def test_a_batch_with_waiting_shards_is_in_line_as_it_stands(lineup: Lineup) -> None:
@@ -43,7 +44,7 @@ def test_a_batch_with_waiting_shards_is_in_line_as_it_stands(lineup: Lineup) -> 
     assert (candidate.num_shards, candidate.shard_tokens, candidate.had) == (8, 100.0, 200.0)
     assert (candidate.created_at, candidate.expires_at) == (5, 99)
     lineup.note([replace(BATCH, waiting=0, queued=10)])
-    assert lineup.is_empty()
+    assert lineup._read().candidates == ()
 
 
 def test_every_token_is_charged_once_however_often_it_is_told(lineup: Lineup) -> None:
@@ -75,10 +76,10 @@ def test_a_batch_starts_level_with_its_tenants_others(lineup: Lineup) -> None:
 
 def test_a_worker_that_has_measured_nothing_is_taken_to_be_like_the_others(redis: Redis) -> None:
     store = Store(redis)
-    assert store.speed().tokens_per_s == 0
+    assert store.speed("m").tokens_per_s == 0
     for worker, rate in (("a", 100.0), ("b", 300.0), ("c", 0.0)):
         store.touch_model(ModelCard(id="m", max_model_len=1, created=1, worker=worker, tokens_per_s=rate))
-    assert (store.speed().tokens_per_s, store.speed().num_workers) == (600.0, 3)
+    assert (store.speed("m").tokens_per_s, store.speed("m").num_workers) == (600.0, 3)
 
 
 def test_tokens_per_line_are_learnt_from_the_lines_that_finished() -> None:

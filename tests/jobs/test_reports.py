@@ -37,13 +37,13 @@ def claim(backend: Backend, batch: Batch, shard: int) -> Claim:
 
 def in_line(backend: Backend, batch: Batch) -> None:
     validate_batch(backend, batch.id)
-    backend.lineup.note(progress_of(backend.store, [batch.id]))
-    backend.lineup.read_anew()
+    backend.lineups.note(progress_of(backend.store, [batch.id]))
+    backend.lineups.of("m").read_anew()
 
 
 def measure(backend: Backend, tokens_per_s: float) -> None:
     backend.store.touch_model(ModelCard(id="m", max_model_len=100, created=1, worker="w", tokens_per_s=tokens_per_s))
-    backend.lineup.read_anew()
+    backend.lineups.of("m").read_anew()
 
 
 def test_lines_are_counted_in_one_place_each_while_they_run(backend: Backend, make_batch: MakeBatch) -> None:
@@ -105,12 +105,12 @@ def test_place_and_eta_are_told_while_something_waits(backend: Backend, make_bat
     assert report(backend, second).eta is None
     measure(backend, 10.0)
     told = report(backend, second)
-    expected = backend.lineup.read().read_at + 2 * told.estimated_tokens / 10
+    expected = backend.lineups.of("m").read().read_at + 2 * told.estimated_tokens / 10
     assert told.eta == pytest.approx(expected, abs=2)
     assert told.feasible is True
     backend.shards.draw([(first.id, 2)])
-    backend.lineup.note(progress_of(backend.store, [first.id]))
-    backend.lineup.read_anew()
+    backend.lineups.note(progress_of(backend.store, [first.id]))
+    backend.lineups.of("m").read_anew()
     fed = report(backend, first)
     assert fed.queue_place is None
     assert fed.eta is not None

@@ -42,9 +42,9 @@ def test_lines_shards_and_tokens_to_come_are_counted_over_all_batches(backend: B
     assert found["batches"] == {("validating",): 1, ("in_progress",): 1}
     assert found["batch_shards"] == {("waiting",): 1, ("queued",): 1, ("leased",): 1}
     assert found["batch_lines"] == {("left",): 10, ("completed",): 0, ("failed",): 0, ("unrun",): 0}
-    assert found["enqueued_tokens"] > 0
+    assert found["enqueued_tokens"][("m",)] > 0
     assert found["active_jobs"] == 1
-    assert found["queue_depth"] == {("pressrun-interactive",): 1}
+    assert found["queue_depth"] == {("pressrun-interactive-m", "m"): 1}
     assert found["workers"] == {("m",): 1}
     assert found["redis_memory_bytes"] > 0
 

@@ -15,7 +15,7 @@ from pressrun.jobs.backend import Backend, connect
 from pressrun.jobs.errors import NotFound, SettingsError, StoreUnavailable
 from pressrun.jobs.records import Batch, BatchError, Counts, File, ModelCard, Usage
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.store import MODEL_TTL_S, MODELS, Store
+from pressrun.jobs.store import KNOWN_S, MODEL_TTL_S, MODELS, SERVED, Store
 
 from .conftest import OwnValkey
 
@@ -236,3 +236,15 @@ def test_a_backend_needs_to_know_its_redis(tmp_path: Path, redis_server: str) ->
     backend = connect(load_settings({}, data_dir=tmp_path, redis_url=redis_server))
     assert isinstance(backend, Backend)
     backend.close()
+
+
+def test_a_model_is_known_while_it_is_served_and_for_a_day_after(redis: Redis) -> None:
+    store = Store(redis)
+    store.touch_model(ModelCard(id="m", max_model_len=8, created=1, worker="w"))
+    store.touch_model(ModelCard(id="retired", max_model_len=8, created=1, worker="w2"))
+    store.forget_model("w2")
+    assert store.known_models() == {"m", "retired"}
+    redis.hset(SERVED, mapping={"m": 0, "retired": int(time.time() - KNOWN_S - 1)})
+    assert store.known_models() == {"m"}
+    redis.delete(SERVED)  # A worker of an earlier version says only that it lives.
+    assert store.known_models() == {"m"}

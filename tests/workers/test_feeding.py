@@ -13,7 +13,7 @@ from redis import Redis
 from pressrun.jobs import lineup
 from pressrun.jobs.backend import Backend
 from pressrun.jobs.finish import validate_batch
-from pressrun.jobs.lineup import READY
+from pressrun.jobs.lineup import ready_key
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.records import Batch
 from pressrun.jobs.store import batch_key
@@ -33,7 +33,7 @@ def in_line(backend: Backend, num_lines: int, **fields: str | int) -> Batch:
     batch = upload_batch(backend, [chat_line(f"c{i}") for i in range(num_lines)])
     backend.redis.hset(batch_key(batch.id), mapping={"tenant": "t"} | fields)  # type: ignore[arg-type]
     validate_batch(backend, batch.id)
-    backend.lineup.note(progress_of(backend.store, [batch.id]))
+    backend.lineups.note(progress_of(backend.store, [batch.id]))
     return backend.store.batch(batch.id)
 
 
@@ -76,7 +76,7 @@ def test_a_batch_that_is_fed_to_its_end_leaves_the_line(backend: Backend) -> Non
     for _ in range(5):
         feeder.feed()
         queued_shards(backend)
-    assert backend.redis.hlen(READY) == 0
+    assert backend.redis.hlen(ready_key("m")) == 0
     assert feeder.feed() == []
 
 
@@ -130,7 +130,7 @@ def test_ten_thousand_batches_of_a_thousand_tenants_cost_little(backend: Backend
     pipe.execute()
     ids = [f"batch_{number:05}" for number in range(10_000)]
     for start in range(0, len(ids), 500):
-        backend.lineup.note(progress_of(backend.store, ids[start : start + 500]))
+        backend.lineups.note(progress_of(backend.store, ids[start : start + 500]))
     feeder = Feeder(backend)
     feeder.feed()  # Reads the line.
     started, rounds = time.process_time(), 40

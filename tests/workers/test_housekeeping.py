@@ -16,7 +16,7 @@ from redis import Redis
 
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.ids import job_id
-from pressrun.jobs.queue import QUEUE_OF, rq_queue
+from pressrun.jobs.queue import queue_of, rq_queue
 from pressrun.jobs.records import ENDED, Batch, BatchKind
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import CARE, FED, batch_key
@@ -89,7 +89,7 @@ def new_job(backend: Backend) -> Batch:
 
 
 def queue_length(backend: Backend, kind: BatchKind = "batch") -> int:
-    return int(backend.redis.llen(rq_queue(backend.redis, QUEUE_OF[kind]).key))
+    return int(backend.redis.llen(rq_queue(backend.redis, queue_of(kind, "m")).key))
 
 
 def ids(backend: Backend, batch: Batch) -> dict[str, list[str]]:
@@ -149,7 +149,7 @@ def fed(backend: Backend) -> Batch:
 def test_a_shard_that_rq_has_lost_is_queued_again(backend: Backend, how: str) -> None:
     batch = fed(backend)
     if how == "rq empty":
-        rq_queue(backend.redis, QUEUE_OF["batch"]).empty()
+        rq_queue(backend.redis, queue_of("batch", "m")).empty()
     else:
         queued_shards(backend)
     if how == "fed and died":

@@ -11,6 +11,8 @@ from pressrun.jobs.reports import reports_of
 from pressrun.jobs.retry import retry_batch
 from pressrun.jobs.store import batch_key
 
+from .conftest import MODEL
+
 
 def batch_of(farm: Any, number: int, tenant: str) -> Batch:
     batch: Batch = farm.batch(farm.many(number))
@@ -57,7 +59,7 @@ def test_a_running_batch_says_when_it_will_end(farm: Any) -> None:
     farm.work(step_s=0.05, max_num_seqs=16)
 
     def eta() -> int | None:
-        farm.backend.lineup.read_anew()
+        farm.backend.lineups.of(MODEL).read_anew()
         (report,) = reports_of(farm.backend, [farm.backend.store.batch(batch.id)])
         return report.eta
 

@@ -14,9 +14,12 @@ from rq.command import send_stop_job_command
 from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from pressrun.jobs.queue import BATCH_QUEUE, rq_job_id
+from pressrun.jobs.queue import queue_of, rq_job_id
+
+from .conftest import MODEL
 
 RQ = Path(sys.executable).with_name("rq")
+BATCH_QUEUE = queue_of("batch", MODEL)
 
 
 def rq(farm: Any, *words: str) -> str:
@@ -35,13 +38,13 @@ def test_rq_info_shows_a_busy_worker_with_all_its_executions(farm: Any) -> None:
     farm.until(lambda: farm.num_done(batch) >= 1)
     (line,) = [line for line in rq(farm, "info", "--raw").splitlines() if line.startswith("worker ")]
     assert " busy " in line
-    assert "pressrun-interactive, pressrun-batch" in line
+    assert "pressrun-interactive-m, pressrun-batch-m" in line
     started = StartedJobRegistry(BATCH_QUEUE, connection=farm.backend.redis, serializer=JSONSerializer)
     in_hand = {execution.job_id for execution in executions(farm)}
     assert len(in_hand) == 7  # 100 lines are 7 shards of at most 16
     assert set(started.get_job_ids()) == in_hand
     assert in_hand == {rq_job_id(batch.id, shard) for shard in range(7)}
-    assert farm.backend.redis.llen("rq:queue:pressrun-batch:intermediate") == 0
+    assert farm.backend.redis.llen("rq:queue:pressrun-batch-m:intermediate") == 0
 
 
 def test_rq_sees_an_idle_worker_and_finished_jobs_afterwards(farm: Any) -> None:
@@ -61,7 +64,7 @@ def test_a_suspended_worker_takes_nothing_until_it_is_resumed(farm: Any) -> None
     rq(farm, "suspend")
     farm.until(lambda: "suspended" in rq(farm, "info", "--raw"))
     batch = farm.batch(farm.many(20))
-    farm.until(lambda: farm.backend.redis.llen("rq:queue:pressrun-batch") == 2)
+    farm.until(lambda: farm.backend.redis.llen("rq:queue:pressrun-batch-m") == 2)
     assert farm.num_done(batch) == 0
     rq(farm, "resume")
     farm.results(batch)
@@ -100,7 +103,7 @@ def test_a_pickled_job_is_failed_without_being_unpickled(farm: Any, tmp_path: Pa
     farm.results(farm.batch(farm.many(4)))
     assert not marker.exists()
     assert with_meta.id not in queue.get_job_ids()
-    assert farm.backend.redis.llen("rq:queue:pressrun-batch:intermediate") == 0
+    assert farm.backend.redis.llen("rq:queue:pressrun-batch-m:intermediate") == 0
 
 
 def test_stop_job_hands_the_shard_back_and_it_runs_later(farm: Any) -> None:
@@ -120,7 +123,7 @@ def test_a_shard_whose_input_cannot_be_read_fails_in_rq_and_is_tried_again(farm:
     rq(farm, "suspend")
     farm.until(lambda: "suspended" in rq(farm, "info", "--raw"))
     batch = farm.batch(farm.many(20))
-    farm.until(lambda: farm.backend.redis.llen("rq:queue:pressrun-batch") == 2)
+    farm.until(lambda: farm.backend.redis.llen("rq:queue:pressrun-batch-m") == 2)
     blob = farm.backend.blobs.root / batch.input_blob
     hidden = blob.rename(blob.with_name("hidden"))
     rq(farm, "resume")
