@@ -11,6 +11,7 @@ from pressrun.jobs import finish, standing
 from pressrun.jobs.backend import Backend
 from pressrun.jobs.finish import end_batch, validate_batch, wind_up
 from pressrun.jobs.ids import owner_id
+from pressrun.jobs.records import ModelCard
 from pressrun.jobs.shards import Shards
 from pressrun.jobs.standing import Standing
 from pressrun.jobs.submit import create_job
@@ -91,3 +92,19 @@ def test_many_batches_are_read_in_portions(
     for name in "abcde":
         make_batch([chat_line(name)])
     assert told(backend)["batches"] == {("validating",): 5}
+
+
+def test_what_is_to_come_is_told_by_model_even_of_one_without_workers(backend: Backend, make_batch: MakeBatch) -> None:
+    backend.store.touch_model(ModelCard(id="gone, v1", max_model_len=100, created=1, worker="w2"))
+    backend.store.forget_model("w2")
+    for model, number in (("m", 1), ("gone, v1", 3)):
+        batch = make_batch([chat_line(f"{i}", model=model, max_tokens=100) for i in range(number)])
+        validate_batch(backend, batch.id)
+    make_batch([chat_line("unvalidated")])
+    create_job(backend, url="/v1/chat/completions", body=chat_line("x", model="gone, v1")["body"])
+    found = told(backend)
+    tokens = found["enqueued_tokens"]
+    assert tokens.keys() == {("m",), ("gone, v1",)}
+    assert tokens["gone, v1",] == pytest.approx(3 * tokens["m",], rel=0.02)
+    assert found["workers"] == {("m",): 1}
+    assert found["queue_depth"] == {("pressrun-interactive-gone%2C%20v1", "gone, v1"): 1}
