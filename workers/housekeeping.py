@@ -165,6 +165,7 @@ class Housekeeper:
         """
         now = time.monotonic()
         missing: dict[tuple[str, int], float] = {}
+        jobs: set[str] = set()
         for kind in KINDS:
             self._where_there_is_room(partial(self.backend.store.remember_care, kind))
             ids = self._watched() if kind == "batch" else self.backend.store.active(kind)
@@ -172,6 +173,8 @@ class Housekeeper:
             if kind == "batch":
                 idle = [batch_id for batch_id, shards in queued.items() if not shards]
                 self.backend.store.end_feeding(idle, self._lease.whole)
+            else:
+                jobs |= queued.keys()
             keys = [(batch_id, shard) for batch_id, shards in queued.items() for shard in shards]
             present = queued_job_ids(self.backend.redis, kind) if keys else set()
             missing |= {key: self._missing_since.get(key, now) for key in keys if rq_job_id(*key) not in present}
@@ -181,7 +184,8 @@ class Housekeeper:
             if now - since >= self._lease.missing:
                 lost.setdefault(batch_id, []).append(shard)
         for batch_id, shards in lost.items():
-            self.backend.store.look_at(batch_id)
+            if batch_id not in jobs:  # They stand in no line, and are all looked at every second anyway.
+                self.backend.store.look_at(batch_id)
             back = self.backend.shards.requeue(batch_id, shards)
             log.warning("batch %s: %d queued shards were lost from RQ and are queued again", batch_id, len(back))
 
@@ -228,7 +232,8 @@ class Housekeeper:
 
 def _validate(backend: Backend, batch_id: str) -> None:
     validate_batch(backend, batch_id)
-    backend.store.look_at(batch_id)  # It may be fed now.
+    if backend.store.batch(batch_id).kind == "batch":  # A job stands in no line.
+        backend.store.look_at(batch_id)  # It may be fed now.
 
 
 def _sweep_uploads(backend: Backend, _: str) -> None:

@@ -125,7 +125,7 @@ def test_what_an_earlier_version_left_in_its_shared_queue_is_moved_to_its_models
         (shard,) = queued_shards(backend, kind)  # type: ignore[arg-type]
         assert shard == (left.id, 0)
         redis.rpush(rq_queue(redis, SHARED_QUEUES[kind]).key, f"{left.id}-0")  # type: ignore[index]
-    with housekeepers(backend, 2):
+    with housekeepers(backend):
         for kind, left in (("batch", batch), ("job", job)):
             until(lambda kind=kind: queue_lengths(redis, kind, ["m"]) == [1])  # type: ignore[misc]
             assert redis.llen(rq_queue(redis, SHARED_QUEUES[kind]).key) == 0  # type: ignore[index]

@@ -317,6 +317,8 @@ def test_a_job_whose_submission_broke_off_is_run_all_the_same(backend: Backend, 
         housekeeping.validate_batch(backend, job.id)
         backend.shards.feed([job.id], 1)
     with housekeepers(backend):
+        until(lambda: queue_length(backend, "job") == 1)
+        assert backend.redis.zscore(CARE["batch"], job.id) is None  # Else it would be fed as a batch too.
         work_until_ended(backend, job)
     result = job_result(backend, backend.store.batch(job.id))
     assert result is not None
