@@ -23,6 +23,8 @@ from ..jobs.backend import Backend
 from ..jobs.errors import NotFound, RateLimited, Unavailable, UserError
 from ..jobs.ids import new_id
 from ..jobs.live import API_TTL_S, Call, api_key, messages_key
+from ..jobs.traces import traceparent_of_request
+from ..jobs.trips import Trip
 from .chunks import Rows
 
 log = logging.getLogger("pressrun.api")
@@ -115,7 +117,8 @@ class Calls:
 
     async def ask(self, url: str, model: str, body: dict[str, Any], *, tenant: str, tokens: int) -> Pending:
         """Put a request in line. Raises UserError where it cannot be served now. Whoever asks calls `end` too."""
-        call = Call(id=new_id("live_"), attempt=1, api=self._name, url=url, model=model, body=body)
+        trace = traceparent_of_request()
+        call = Call(id=new_id("live_"), attempt=1, api=self._name, url=url, model=model, body=body, trace=trace)
         pending = Pending(call, tenant)
         self._read_on()
         self._pending[call.id] = pending  # Before it is asked: the answer may be quick.
@@ -153,13 +156,27 @@ class Calls:
         if time.monotonic() - self._signed_at > SIGN_OF_LIFE_S:
             self._live.live_on(self._name)
             self._signed_at = time.monotonic()
-        self._backend.quotas.open_job(pending.tenant, call.id, call.model, tokens)
-        self._ask(call)
+        trip = Trip(self._backend.redis)
+        self._backend.quotas.add_open_job(trip, pending.tenant, call.id, tokens)
+        self._live.add_ask(trip, call, **self._limits)
+        full, reply = trip.go()
+        if full is not None:
+            # There may be room without what has ended. If not, whoever asks lets go of it, and so it is stopped.
+            self._backend.quotas.open_job(pending.tenant, call.id, call.model, tokens)
+        self._check(call, reply.decode())
 
     def _ask(self, call: Call) -> None:
+        self._check(call, self._live.ask(call, **self._limits))
+
+    @property
+    def _limits(self) -> dict[str, Any]:
         settings = self._settings
-        reply = self._live.ask(call, most_waiting=settings.max_waiting_requests, life_s=settings.online_timeout_s)
+        return {"most_waiting": settings.max_waiting_requests, "life_s": settings.online_timeout_s}
+
+    def _check(self, call: Call, reply: str) -> None:
+        """Raise the UserError of a request that is not in line."""
         if reply == "full":
+            settings = self._settings
             message = f"{settings.max_waiting_requests} requests wait for '{call.model}' already. Try again shortly."
             raise RateLimited(message, retry_after_s=1)
         if reply == "away":

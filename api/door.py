@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..jobs.backend import Backend
 from ..jobs.errors import RateLimited, SettingsError, Unauthorized, UserError
+from ..jobs.keys import KEYS
 from ..jobs.records import DEFAULT_TENANT
 from ..jobs.settings import Settings
 from ..jobs.tenants import Allowance
@@ -57,27 +58,22 @@ class Door:
 
     def _let_in(self, scope: Scope) -> tuple[str, Allowance | None]:
         backend: Backend = scope["app"].state.backend
-        tenant = self._tenant(backend, scope)
-        allowance = backend.store.tenants.spend_request(tenant)
+        tenant, allowance = self._spend(backend, scope)
         if allowance is not None and not allowance.granted:
             raise _too_many(tenant, allowance)
         return tenant, allowance
 
-    def _tenant(self, backend: Backend, scope: Scope) -> str:
+    def _spend(self, backend: Backend, scope: Scope) -> tuple[str, Allowance | None]:
+        """Whose request it is, and what is left of theirs. Where no key is asked for, in one round trip."""
+        tenants = backend.store.tenants
         if self.settings.auth == "off":
-            return DEFAULT_TENANT
-        if self.settings.auth == "auto" and _is_local(self.settings, scope) and not backend.keys.any():
-            return DEFAULT_TENANT
-        kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not secret.strip():
-            raise Unauthorized(f"You didn't provide an API key. {HOW}", code="invalid_api_key")
-        key = backend.keys.find(secret.strip())
-        if key is None:
-            raise Unauthorized(f"Incorrect API key provided. {HOW}", code="invalid_api_key")
-        if not key.is_good(time.time()):
-            ended = "expired" if key.revoked_at is None else "been revoked"
-            raise Unauthorized(f"This API key ({key.id}) has {ended}. {HOW}", code="invalid_api_key")
-        return key.tenant
+            return DEFAULT_TENANT, tenants.spend_request(DEFAULT_TENANT)
+        if self.settings.auth == "auto" and _is_local(self.settings, scope):
+            is_open, allowance = tenants.spend_request_unless(KEYS, DEFAULT_TENANT)
+            if is_open:
+                return DEFAULT_TENANT, allowance
+        tenant = _tenant_of(backend, scope)
+        return tenant, tenants.spend_request(tenant)
 
 
 def check_settings(settings: Settings, backend: Backend) -> None:
@@ -122,3 +118,17 @@ def _too_many(tenant: str, allowance: Allowance) -> RateLimited:
     wait = math.ceil(allowance.wait_s)
     message = f"Rate limit reached for requests in organization {tenant}. Limit: {allowance.limit} / min. "
     return RateLimited(f"{message}Please try again in {wait}s.", retry_after_s=allowance.wait_s)
+
+
+def _tenant_of(backend: Backend, scope: Scope) -> str:
+    """Whose key the request shows, or raise Unauthorized."""
+    kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not secret.strip():
+        raise Unauthorized(f"You didn't provide an API key. {HOW}", code="invalid_api_key")
+    key = backend.keys.find(secret.strip())
+    if key is None:
+        raise Unauthorized(f"Incorrect API key provided. {HOW}", code="invalid_api_key")
+    if not key.is_good(time.time()):
+        ended = "expired" if key.revoked_at is None else "been revoked"
+        raise Unauthorized(f"This API key ({key.id}) has {ended}. {HOW}", code="invalid_api_key")
+    return key.tenant

@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from starlette.datastructures import Headers
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,6 +25,7 @@ from ..jobs.backend import Backend
 from ..jobs.metrics import without_created
 from ..jobs.standing import Standing
 from .health import DEADLINE_S, NUM_THREADS, UNREACHABLE
+from .results import EVENTS
 
 router = APIRouter(tags=["health"])
 log = logging.getLogger("pressrun.api")
@@ -53,6 +55,18 @@ class Requests:
             buckets=SECONDS,
         )
 
+        self._first_event_seconds = Histogram(
+            "pressrun:http_first_event_seconds",
+            "From a request's first byte to the first event of its stream.",
+            ("method", "route"),
+            registry=self.registry,
+            buckets=SECONDS,
+        )
+
+    def note_first_event(self, scope: Scope, seconds: float) -> None:
+        """A stream has begun."""
+        self._first_event_seconds.labels(scope["method"], route_of(scope)).observe(seconds)
+
     def note(self, scope: Scope, status: int | None, seconds: float) -> None:
         """One request is over; without a status it was not answered."""
         method = scope["method"] if scope["method"] in METHODS else "other"
@@ -71,13 +85,17 @@ class Counted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, status = time.monotonic(), None
+        started, status, is_stream = time.monotonic(), None, False
 
         async def send_noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_stream
             if message["type"] == "http.response.start":
                 status = message["status"]
+                is_stream = Headers(raw=message["headers"]).get("content-type", "").startswith(EVENTS)
             await send(message)
+            if is_stream and message.get("body"):
+                is_stream = False
+                self.requests.note_first_event(scope, time.monotonic() - started)
 
         try:
             await self.app(scope, receive, send_noted)

@@ -30,6 +30,7 @@ from typing import Any
 from redis import Redis
 
 from .store import Store
+from .trips import Trip
 
 SILENCE_S = 1.5  # A worker that was not heard of for so long takes none, and is dead if that is seen twice.
 BEAT_S = 0.4
@@ -40,7 +41,10 @@ MODELS = "pressrun:live:models"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One online request, as it travels. `api` is the process that waits for its answer."""
+    """One online request, as it travels. `api` is the process that waits for its answer.
+
+    `trace` is the span of its HTTP request, as a `traceparent`, if that is traced.
+    """
 
     id: str
     attempt: int
@@ -48,6 +52,7 @@ class Call:
     url: str
     model: str
     body: dict[str, Any]
+    trace: str | None = None
 
     def dump(self) -> bytes:
         # Not `asdict`, which copies all of the body.
@@ -76,11 +81,16 @@ class Live:
 
     def ask(self, call: Call, *, most_waiting: int, life_s: float) -> str:
         """Put a request in line: 'ok', 'full', or 'away' where no worker takes any. A second try goes ahead."""
+        trip = Trip(self.redis)
+        self.add_ask(trip, call, most_waiting=most_waiting, life_s=life_s)
+        return str(trip.go()[0].decode())
+
+    def add_ask(self, trip: Trip, call: Call, *, most_waiting: int, life_s: float) -> None:
+        """The same as a part of a trip; the reply is bytes."""
         again = "1" if call.attempt > 1 else "0"
         keys = [_key(call.model, name) for name in ("line", "bell", "taking")]
         args: list[Any] = [call.id, call.dump(), most_waiting, SILENCE_S, int(life_s) + 1, again]
-        reply = self.scripts["live_ask"](keys=[*keys, _request_key(call.model, call.id)], args=args)
-        return str(reply.decode())
+        trip.add(self.scripts["live_ask"], keys=[*keys, _request_key(call.model, call.id)], args=args)
 
     def was_served(self, model: str) -> bool:
         """Whether a worker ever served the model."""
@@ -129,28 +139,46 @@ class Live:
         for name in ("workers", "taking"):
             self.redis.zrem(_key(model, name), worker)
 
-    def wait(self, model: str, worker: str, timeout_s: float, *, taking: bool) -> str | None:
-        """Wait for a request to stop, whose name is returned, or, if `taking`, for the bell of new ones."""
-        keys = [_key(model, f"stop:{worker}"), *([_key(model, "bell")] if taking else [])]
-        popped: Any = self.redis.blpop(keys, timeout=timeout_s)
-        if popped is None or popped[0].endswith(b":bell"):
-            return None
-        return str(popped[1].decode())
+    def wait(self, model: str, worker: str, timeout_s: float) -> str | None:
+        """Wait for a request to stop, whose name is returned."""
+        popped: Any = self.redis.blpop([_key(model, f"stop:{worker}")], timeout=timeout_s)
+        return _to_stop(popped)
 
     def take(self, model: str, worker: str, number: int, most: int) -> list[Call]:
         """Take requests from the line. `number` is another for every taking, and the same where it is repeated."""
+        trip = Trip(self.redis)
+        self._add_take(trip, model, worker, number, most)
+        return [Call.load(raw) for raw in trip.go()[0]]
+
+    def wait_and_take(
+        self, model: str, worker: str, timeout_s: float, number: int, most: int
+    ) -> tuple[str | None, list[Call]]:
+        """Wait for a request to stop or for the bell of new ones, and take them: the name of the one, or the others.
+
+        Redis takes up what follows a command that waits as soon as that is answered, with no round trip between them.
+        So a worker that freezes may still take what comes within `timeout_s`; that is asked again, as all that it has.
+        """
+        trip = Trip(self.redis)
+        trip.pipe.blpop([_key(model, f"stop:{worker}"), _key(model, "bell")], timeout=timeout_s)
+        self._add_take(trip, model, worker, number, most)
+        popped, calls = trip.replies()
+        for reply in (popped, calls):
+            # A request to stop has been popped for good: it is told even where a full Redis lets none be taken.
+            if isinstance(reply, Exception) and (reply is popped or _to_stop(popped) is None):
+                raise reply
+        return _to_stop(popped), [] if isinstance(calls, Exception) else [Call.load(raw) for raw in calls]
+
+    def _add_take(self, trip: Trip, model: str, worker: str, number: int, most: int) -> None:
         keys = [_key(model, "line"), _key(model, f"taken:{worker}")]
-        calls = self.scripts["live_take"](keys=keys, args=[worker, number, most, _request_key(model, "")])
-        return [Call.load(raw) for raw in calls]
+        trip.add(self.scripts["live_take"], keys=keys, args=[worker, number, most, _request_key(model, "")])
 
     def answer(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
         """Leave a message for each of these API processes; whether each of them lives."""
-        pipe = self.redis.pipeline(transaction=False)
+        trip = Trip(self.redis)
         for api, message in messages:
-            self.scripts["live_answer"](
-                keys=[messages_key(api), api_key(api)], args=[message, MESSAGES_TTL_S], client=pipe
-            )
-        return [reply == 1 for reply in pipe.execute()]
+            keys = [messages_key(api), api_key(api)]
+            trip.add(self.scripts["live_answer"], keys=keys, args=[message, MESSAGES_TTL_S])
+        return [reply == 1 for reply in trip.go()]
 
     def dead(self, apis: Sequence[str]) -> list[str]:
         """Those of the API processes that have not said for `API_TTL_S` seconds that they live."""
@@ -158,6 +186,11 @@ class Live:
         for api in apis:
             pipe.exists(api_key(api))
         return [api for api, lives in zip(apis, pipe.execute(), strict=True) if not lives]
+
+
+def _to_stop(popped: Any) -> str | None:
+    """The name that was popped, if it was not the bell."""
+    return None if popped is None or popped[0].endswith(b":bell") else str(popped[1].decode())
 
 
 def messages_key(api: str) -> str:

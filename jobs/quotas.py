@@ -22,6 +22,7 @@ from .errors import QuotaExceeded
 from .records import ENDED, Batch, BatchError, BatchKind
 from .store import Store, batch_key
 from .tenants import TENANTS, limit_field
+from .trips import Trip
 
 # A batch that is not there has ended, or is being created by a process that will not take so long.
 CREATION_S = 60
@@ -64,6 +65,10 @@ class Quotas:
         if full is not None:
             raise QuotaExceeded(_reached(model, tenant, full, tokens), code="token_limit_exceeded")
 
+    def add_open_job(self, trip: Trip, tenant: str, job_id: str, tokens: int) -> None:
+        """Take the tokens of a job as a part of a trip. A reply means no room, if nothing has ended (`open_job`)."""
+        self._add(trip, tenant, job_id, "job", tokens, "max_enqueued_tokens")
+
     def take_tokens(self, batch: Batch, model: str, tokens: int) -> BatchError | None:
         """Take the tokens of a batch that has been read; otherwise, what it is to fail with."""
         full = self._take(batch.tenant, batch.id, batch.kind, tokens, "max_enqueued_tokens")
@@ -91,10 +96,15 @@ class Quotas:
         return full
 
     def _try(self, tenant: str, batch_id: str, kind: BatchKind, tokens: int, limit: str) -> _Full | None:
+        trip = Trip(self.redis)
+        self._add(trip, tenant, batch_id, kind, tokens, limit)
+        (reply,) = trip.go()
+        return None if reply is None else _Full(limit=int(reply[0]), held=int(reply[1]))
+
+    def _add(self, trip: Trip, tenant: str, batch_id: str, kind: BatchKind, tokens: int, limit: str) -> None:
         what = "tokens" if limit == "max_enqueued_tokens" else "batches"
         args: list[Any] = [batch_id, kind, int(time.time()), tokens, limit_field(limit, tenant), what]
-        reply = self.store.scripts["quota"](keys=[TENANTS, _held(tenant)], args=args)
-        return None if reply is None else _Full(limit=int(reply[0]), held=int(reply[1]))
+        trip.add(self.store.scripts["quota"], keys=[TENANTS, _held(tenant)], args=args)
 
     def _drop_ended(self, tenant: str) -> bool:
         """Give back what ended batches hold; whether there was any."""

@@ -83,12 +83,16 @@ class Tenants:
 
     def spend_request(self, name: str) -> Allowance | None:
         """Take one request out of the tenant's bucket, if there is one; None where its requests are not limited."""
-        keys = [TENANTS, f"pressrun:requests:{name}"]
-        reply = self.scripts["request"](keys=keys, args=[limit_field("requests_per_minute", name)])
-        if reply is None:
-            return None
-        granted, limit, left, wait, full = (float(part) for part in reply)
-        return Allowance(granted=bool(granted), limit=int(limit), left=int(left), wait_s=wait, full_s=full)
+        return _allowance(self._spend(name))
+
+    def spend_request_unless(self, key: str, name: str) -> tuple[bool, Allowance | None]:
+        """The same unless there is `key` in Redis: whether there was none, and what is left then."""
+        reply = self._spend(name, key)
+        return (False, None) if reply == b"there" else (True, _allowance(reply))
+
+    def _spend(self, name: str, *keys: str) -> Any:
+        limit = limit_field("requests_per_minute", name)
+        return self.scripts["request"](keys=[TENANTS, f"pressrun:requests:{name}", *keys], args=[limit])
 
 
 def limit_field(limit: str, name: str) -> str:
@@ -102,6 +106,13 @@ def check_name(name: str) -> str:
         message = f"'{name}' cannot be a tenant's name: at most 63 of a-z, 0-9, '.', '_' and '-', the first no sign."
         raise UserError(message, param="tenant", code="invalid_value")
     return name
+
+
+def _allowance(reply: Any) -> Allowance | None:
+    if reply is None:
+        return None
+    granted, limit, left, wait, full = (float(part) for part in reply)
+    return Allowance(granted=bool(granted), limit=int(limit), left=int(left), wait_s=wait, full_s=full)
 
 
 def _check_limit(limit: str, value: float | None) -> None:

@@ -100,8 +100,14 @@ def new_place() -> Place:
 
 def trace_of_creation() -> str | None:
     """What a batch that is being made keeps: the request that makes it, and when."""
+    traceparent = traceparent_of_request()
+    return None if traceparent is None else f"{traceparent} {time.time_ns()}"
+
+
+def traceparent_of_request() -> str | None:
+    """The request that is being served; None where nobody traces it."""
     served = SERVED.get()
-    return f"{served.traceparent} {time.time_ns()}" if served is not None and served.is_sampled else None
+    return served.traceparent if served is not None and served.is_sampled else None
 
 
 def span_of(batch: Batch) -> Place | None:

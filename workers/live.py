@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from ..jobs.backend import Backend
 from ..jobs.errors import UserError
 from ..jobs.lines import never_ran, refused
-from ..jobs.live import BEAT_S, Call, Live
+from ..jobs.live import BEAT_S, Live
 from ..jobs.records import Line, LineResult
 from .online import OnlineRequest
 from .outbox import Outbox
@@ -50,6 +50,7 @@ class LiveDesk:
         self._ready: SimpleQueue[tuple[OnlineRequest, Prepared]] = SimpleQueue()
         self._to_stop: SimpleQueue[OnlineRequest] = SimpleQueue()
         self._number = 0
+        self._looks = True  # There may be some in line for whom the bell rings no more.
         self._beat_at = 0.0
         self._was_taking = False
         self._is_full = False
@@ -136,17 +137,29 @@ class LiveDesk:
     def _turn(self) -> None:
         room = self._most - len(self._in_hand)
         self._beat()
-        calls = self._take(min(room, MOST_TAKEN)) if room > 0 else []
+        if room <= 0:
+            self._is_full = True
+            to_stop = self._live.wait(self._model, self._worker, BEAT_S / 2)
+            self._is_full, self._looks = False, True
+        else:
+            to_stop = self._take(min(room, MOST_TAKEN))
+        if to_stop:
+            self._stop(self._in_hand.get(to_stop))
+
+    def _take(self, most: int) -> str | None:
+        """Take what stands in line, or comes soon; or a request to stop, whose name is returned."""
+        to_stop, where = None, (self._model, self._worker)
+        if self._looks:
+            calls = self._live.take(*where, self._number, most)
+        else:
+            to_stop, calls = self._live.wait_and_take(*where, BEAT_S / 2, self._number, most)
+        self._number += 1  # Only now: a taking whose answer was lost is repeated.
+        self._looks = bool(calls)
         for call in calls:
             request = OnlineRequest(call=call, on_tokens=self._outbox.tokens)
             self._in_hand[request.name] = request
             self._pool.submit(self._prepare, request)
-        if not calls:
-            self._is_full = room <= 0
-            name = self._live.wait(self._model, self._worker, BEAT_S / 2, taking=room > 0)
-            self._is_full = False
-            if name:
-                self._stop(self._in_hand.get(name))
+        return to_stop
 
     def _beat(self) -> None:
         taking, now = self._most > 0, time.monotonic()
@@ -155,11 +168,6 @@ class LiveDesk:
             self._beat_at, self._was_taking = now + BEAT_S, taking
             for api in self._live.dead(list({request.call.api for request in list(self._in_hand.values())})):
                 self._stop_all_of(api)
-
-    def _take(self, most: int) -> list[Call]:
-        calls = self._live.take(self._model, self._worker, self._number, most)
-        self._number += 1  # Only now: a taking whose answer was lost is repeated.
-        return calls
 
     def _stop(self, request: OnlineRequest | None) -> None:
         if request is not None:

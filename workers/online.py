@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..engine.request import Output
 from ..jobs.live import Call
@@ -14,7 +15,7 @@ from .streaming import AnswerStream
 class OnlineRequest:
     """One call. `on_tokens` hears of every piece of a `stream`; after it is `stopped` nobody wants any.
 
-    Of its answer so many messages were made so far.
+    Of its answer so many messages were made so far. It is here `since` that time of the monotonic clock.
     """
 
     call: Call
@@ -22,6 +23,7 @@ class OnlineRequest:
     stream: AnswerStream | None = None
     stopped: bool = False
     num_messages: int = 0
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def name(self) -> str:

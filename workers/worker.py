@@ -249,6 +249,7 @@ class PressrunWorker(RqDesk):
         """The tokens that it took."""
         assert self.live is not None
         self.live.answer(flying)
+        self.spans.tell_online(flying)
         return sum(map(len, flying.prepared.prompts)) + sum(len(output.token_ids) for output in flying.outputs)
 
     # Shards

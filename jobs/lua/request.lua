@@ -1,6 +1,8 @@
 -- Takes one request out of a tenant's bucket, which holds a minute's requests and fills evenly, by Redis' clock.
--- KEYS: limits of all tenants, bucket. ARGV: the limit's field.
--- Returns false where there is no limit, or {granted, limit, requests left, seconds until the next, seconds until full}.
+-- KEYS: limits of all tenants, bucket, and maybe one that must not be there. ARGV: the limit's field.
+-- Returns false where there is no limit, or {granted, limit, requests left, seconds until the next, seconds until full};
+-- 'there' where that key is, and then nothing is taken.
+if KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1 then return 'there' end
 local limit = tonumber(redis.call('HGET', KEYS[1], ARGV[1]))
 if not limit then return false end
 local time = redis.call('TIME')

@@ -95,6 +95,20 @@ def test_a_stream_ends_with_done_and_has_usage_only_if_asked(shared: Online) -> 
     assert not any("usage" in chunk for chunk in chunks)
 
 
+def test_the_time_to_the_first_event_of_streams_is_counted_by_route(shared: Online) -> None:
+    name = 'pressrun:http_first_event_seconds_count{method="POST",route="/v1/completions"}'
+
+    def counted() -> float:
+        lines = shared.api.http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    before = counted()
+    for streams in (True, False):
+        shared.api.http.post("/v1/completions", json={"model": MODEL, "prompt": "hi", "stream": streams})
+    shared.api.http.post("/v1/completions", json={"model": MODEL, "prompt": 0, "stream": True})  # Refused.
+    assert counted() == before + 1
+
+
 def test_choices_and_prompts_of_a_completion_come_by_their_index(shared: Online) -> None:
     common: Any = {"model": MODEL, "prompt": ["one", "two"], "n": 2, "max_tokens": 8, "echo": True}
     chunks = list(shared.api.openai.completions.create(**common, stream=True))

@@ -17,7 +17,7 @@ from openai import APIError, InternalServerError, RateLimitError
 from redis import Redis
 
 from pressrun.jobs.embedded import EmbeddedValkey
-from pressrun.jobs.live import Call
+from pressrun.jobs.live import BEAT_S, Call
 
 from .online import MODEL, Online, online
 
@@ -198,6 +198,7 @@ def test_too_many_are_told_to_come_again(start: Start) -> None:
     assert post(running).status_code == 404  # Nobody ever served it.
     worker = running.farm.work()
     worker.send(signal.SIGSTOP)
+    time.sleep(BEAT_S)  # Until then what comes is taken for it, as if it had been stopped a little later.
     waiting = [Later(running) for _ in range(2)]
     running.farm.until(lambda: running.redis.llen(f"pressrun:live:{{{MODEL}}}:line") == 2)
     with pytest.raises(RateLimitError) as many:

@@ -91,6 +91,32 @@ def test_a_job_is_one_trace_from_its_caller_to_the_engine_and_back(make_traced: 
     }
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_online_request_is_one_trace_from_its_caller_to_the_engine(make_traced: Any, streams: bool) -> None:
+    traced = make_traced()
+    traced.farm.until(lambda: traced.http.get("/v1/models").json()["data"])
+    body = {"model": MODEL, "prompt": "hello", "max_tokens": 3, "stream": streams}
+    assert traced.http.post("/v1/completions", json=body, headers=HEADERS).status_code == 200
+    (phase, *_) = traced.told("engine.decode", 1)
+    (asked,) = traced.told("llm_request", 1)
+    (request,) = traced.told("POST /v1/completions", 1)
+    assert {one.trace_id for one in (phase, asked, request)} == {TRACE}
+    assert [phase.parent_id, asked.parent_id, request.parent_id] == [asked.span_id, request.span_id, CALLER]
+    assert asked.attributes["gen_ai.usage.completion_tokens"] == 3
+    assert asked.attributes["pressrun.attempt"] == 1
+    assert request.start_ns <= asked.start_ns <= phase.start_ns
+
+
+def test_an_online_request_that_nobody_samples_is_not_told(make_traced: Any) -> None:
+    traced = make_traced()
+    traced.farm.until(lambda: traced.http.get("/v1/models").json()["data"])
+    body = {"model": MODEL, "prompt": "hello", "max_tokens": 3}
+    for flags in ("00", "01"):
+        headers = {"traceparent": f"00-{TRACE}-{CALLER}-{flags}"}
+        assert traced.http.post("/v1/completions", json=body, headers=headers).status_code == 200
+    assert len(traced.told("llm_request", 1)) == 1
+
+
 def test_a_batch_has_one_span_and_none_for_its_lines(make_traced: Any) -> None:
     traced = make_traced()
     traced.batch(traced.farm.many(20), **HEADERS)
