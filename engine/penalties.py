@@ -33,13 +33,15 @@ class Penalties:
         """Start counting for the row's new sequence, if it asks; its tokens so far are counted at once."""
         if self.asks_R[row]:
             self._free.append(int(self._slot_R[row]))
+            self.asks_R[row] = False
         params = sequence.request.params
         strengths = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
-        self.asks_R[row] = strengths != (0.0, 0.0, 1.0)
-        if not self.asks_R[row]:
+        if strengths == (0.0, 0.0, 1.0):
             return
-        self._strengths_R3[row] = upload(np.array(strengths, np.float32), self._device)
+        # There may be no memory for one: only a row that has a slot asks, and gives it back.
         slot = self._slot_R[row] = self._free_slot()
+        self.asks_R[row] = True
+        self._strengths_R3[row] = upload(np.array(strengths, np.float32), self._device)
         tokens = upload(sequence.tokens.astype(np.int64), self._device)
         prompt, generated = tokens[: sequence.num_prompt], tokens[sequence.num_prompt :]
         self._in_prompt_CV[slot].zero_()[prompt] = True
@@ -67,8 +69,9 @@ class Penalties:
         if not self._free:
             old = len(self._in_prompt_CV)
             more = max(4, old)
-            self._in_prompt_CV = torch.cat([self._in_prompt_CV, self._in_prompt_CV.new_zeros(more, *self._width)])
-            self._generated_CV = torch.cat([self._generated_CV, self._generated_CV.new_zeros(more, *self._width)])
+            in_prompt_CV = torch.cat([self._in_prompt_CV, self._in_prompt_CV.new_zeros(more, *self._width)])
+            generated_CV = torch.cat([self._generated_CV, self._generated_CV.new_zeros(more, *self._width)])
+            self._in_prompt_CV, self._generated_CV = in_prompt_CV, generated_CV
             self._free = list(range(old, old + more))
         return self._free.pop()
 
