@@ -37,6 +37,7 @@ from .matching import Matching
 from .memory import choose_sizes, make_pages
 from .pages import IntArray, PagePool
 from .parts import Between, Mark
+from .plan import Plan
 from .pooling import find_pooling
 from .prompt_logprobs import PromptLogprobs
 from .refusals import HEADLESS, embedding_fault, find_fault
@@ -45,7 +46,7 @@ from .request import Attend, Load, ModelInfo, Output, Request
 from .rows import Rows
 from .runner import Flight, Runner
 from .sampling import Sampler
-from .scheduler import Plan, Scheduler
+from .scheduler import Scheduler
 from .sequence import Sequence
 from .stops import Decode
 

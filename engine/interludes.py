@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterable
 
 from .memory import URGENT_TOKENS
+from .plan import Plan
 from .request import URGENT, Output, Request
 from .runner import URGENT_ROWS, Flight
-from .scheduler import Plan, Scheduler
+from .scheduler import Scheduler
 
 # After an urgent request others are expected for so long.
 EXPECTED_S = 30.0

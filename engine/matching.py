@@ -19,8 +19,8 @@ import torch
 from .allowed import Allowed
 from .grammars import Grammars, fault_of
 from .pages import IntArray
+from .plan import Plan
 from .rows import Rows
-from .scheduler import Plan
 from .transfer import pinned
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from .loading import read_json
 from .pages import IntArray
+from .plan import Plan
 from .request import Embedding
-from .scheduler import Plan
 from .sequence import Sequence
 from .transfer import upload
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from .pages import IntArray
+from .plan import Plan
 from .request import PromptLogprob
 from .rows import Rows
-from .scheduler import Plan
 
 # What `memory.py` measures a step with: logits in float32, in a few copies.
 LINES_AT_ONCE = 64

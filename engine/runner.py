@@ -27,12 +27,12 @@ from .graphs import StepGraphs, gpu_milliseconds
 from .models.base import KVPages, Model, StepTensors
 from .pages import IntArray
 from .parts import Between, before_layers
+from .plan import Plan
 from .pooling import FloatArray, Pooled, Pooler, Pooling
 from .prefixes import NUM_LEVELS, all_share_a_page, shared_prefixes
 from .prompt_logprobs import Scoring, score
 from .request import TokenLogprob
 from .sampling import AskedLogprobs, Drawing, Drawn, Sampler
-from .scheduler import Plan
 from .shapes import Shape
 from .transfer import Download, upload
 

@@ -18,7 +18,6 @@ Knows nothing of tensors, of how tokens are drawn or of why sequences end.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ import numpy.typing as npt
 from .forecast import FloatArray, LengthForecast, Outlook
 from .pacing import paced_tokens
 from .pages import IntArray, Match, PagePool
+from .plan import Plan, make_plan
 from .prefix_cache import PrefixCache
 from .prefixes import Sharing, find_sharing
 from .rows import Rows
@@ -38,31 +38,6 @@ MIN_SPARED_TOKENS = 16384
 HALF_A_PAGE = 0.5
 # Held back from others where urgent sequences are expected, whose steps then have no more than so many tokens.
 KEPT_ROWS, KEPT_TOKENS, MOST_TOKENS_BESIDE_URGENT = 4, 4096, 2048
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One step. S sequences take part, decodes first, with T tokens; U entries of the page table have changed.
-
-    The sequence in row rows[i] computes lengths[i] tokens from position starts[i] on, and draws its next token
-    where draws[i]. `tenancies` says whose rows they are. `token_ids` [T] holds the tokens, -1 for one that the row
-    has drawn in the step before and that only the device knows. `admitted` are the sequences that are new in their
-    row since the last step. What the first rows share of their contexts, `sharing` says; they compute one token each.
-    `written` are the pages that it writes to.
-    """
-
-    rows: IntArray
-    starts: IntArray
-    lengths: IntArray
-    draws: npt.NDArray[np.bool_]
-    tenancies: IntArray
-    token_ids: npt.NDArray[np.int32]
-    admitted: list[Sequence]
-    table_rows: IntArray
-    table_columns: IntArray
-    table_pages: IntArray
-    sharing: Sharing | None
-    written: IntArray
 
 
 class Scheduler:
@@ -133,7 +108,7 @@ class Scheduler:
         sharing, order = self._sharing(self._running_S[taking], given_S[taking])
         rows_S, lengths_S = self._running_S[taking][order], given_S[taking][order]
         admitted = [sequence for sequence in admitted if sequence.row is not None]
-        return self._plan(rows_S, lengths_S, admitted, grown, sharing)
+        return self._promise(make_plan(self.rows, rows_S, lengths_S, admitted, grown=grown, sharing=sharing))
 
     def schedule_urgent(self, under_way: Collection[Plan], *, max_rows: int, max_tokens: int) -> Plan | None:
         """Plan a step of urgent sequences alone, to be run in the middle of others; None if there are none that can.
@@ -154,39 +129,14 @@ class Scheduler:
         if not admitted:
             return None
         rows_S = np.array([sequence.row for sequence in admitted], np.int64)
-        nothing = np.zeros(0, np.int64)
-        return self._plan(rows_S, self._wanted(rows_S), admitted, (nothing, nothing), None)
+        return self._promise(make_plan(self.rows, rows_S, self._wanted(rows_S), admitted))
 
-    def _plan(
-        self,
-        rows_S: IntArray,
-        lengths_S: IntArray,
-        admitted: list[Sequence],
-        grown: tuple[IntArray, IntArray],
-        sharing: Sharing | None,
-    ) -> Plan:
-        """The step in which these rows compute so many tokens; they count as computed from now on."""
+    def _promise(self, plan: Plan) -> Plan:
+        """Its tokens count as computed from now on, and what it draws as drawn."""
         rows = self.rows
-        table_rows_U, table_columns_U = self._table_changes(admitted, grown)
-        starts_S = rows.num_computed_R[rows_S]
-        ends_S = starts_S + lengths_S
-        plan = Plan(
-            rows=rows_S,
-            starts=starts_S,
-            lengths=lengths_S,
-            draws=ends_S == rows.num_tokens_R[rows_S],
-            tenancies=rows.tenancy_R[rows_S],
-            token_ids=self._token_ids(rows_S, starts_S, lengths_S),
-            admitted=admitted,
-            table_rows=table_rows_U,
-            table_columns=table_columns_U,
-            table_pages=rows.page_table_RN[table_rows_U, table_columns_U].astype(np.int64),
-            sharing=sharing,
-            written=self._written(rows_S, starts_S, ends_S),
-        )
-        rows.num_computed_R[rows_S] = ends_S
-        rows.num_tokens_R[rows_S[plan.draws]] += 1
-        self._cache.publish(rows_S)
+        rows.num_computed_R[plan.rows] = plan.starts + plan.lengths
+        rows.num_tokens_R[plan.rows[plan.draws]] += 1
+        self._cache.publish(plan.rows)
         return plan
 
     def record(self, plan: Plan, tokens_D: IntArray) -> npt.NDArray[np.bool_]:
@@ -279,22 +229,10 @@ class Scheduler:
         rows.num_pages_R[running_S] += new_S
         return given_S, (table_rows, table_columns)
 
-    def _written(self, rows_S: IntArray, starts_S: IntArray, ends_S: IntArray) -> IntArray:
-        first_S = starts_S // self.rows.page_size
-        counts_S = -(-ends_S // self.rows.page_size) - first_S
-        columns = counted(counts_S) + np.repeat(first_S, counts_S)
-        return self.rows.page_table_RN[np.repeat(rows_S, counts_S), columns].astype(np.int64)
-
     def _wanted(self, rows_S: IntArray) -> IntArray:
         """How many tokens each row has still to compute. The last token that a sequence draws is never computed."""
         rows = self.rows
         return np.minimum(rows.num_tokens_R[rows_S], rows.limit_R[rows_S] - 1) - rows.num_computed_R[rows_S]
-
-    def _token_ids(self, rows_S: IntArray, starts_S: IntArray, lengths_S: IntArray) -> npt.NDArray[np.int32]:
-        rows_T = np.repeat(rows_S, lengths_S)
-        positions_T = counted(lengths_S) + np.repeat(starts_S, lengths_S)
-        is_known_T = positions_T < self.rows.num_known_R[rows_T]
-        return np.where(is_known_T, self.rows.token_ids_RL[rows_T, positions_T], np.int32(-1))
 
     def _sharing(self, rows_S: IntArray, lengths_S: IntArray) -> tuple[Sharing | None, IntArray]:
         """What the rows share that compute one token, if it is worth it, and an order that has those rows first.
@@ -430,13 +368,3 @@ class Scheduler:
         self.pool.release(self.rows.pages(row).astype(np.int64))
         self.rows.close(sequence)
         return row
-
-    def _table_changes(self, admitted: list[Sequence], grown: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
-        rows = [np.full(self.rows.num_pages_R[s.row], s.row, np.int64) for s in admitted]
-        columns = [np.arange(int(self.rows.num_pages_R[s.row])) for s in admitted]
-        return np.concatenate([*rows, grown[0]]), np.concatenate([*columns, grown[1]])
-
-
-def counted(lengths: IntArray) -> IntArray:
-    """0, 1, … length - 1 for each length, one after another."""
-    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -10,10 +10,11 @@ import pytest
 
 from pressrun.engine.forecast import LengthForecast
 from pressrun.engine.pages import PagePool
+from pressrun.engine.plan import Plan
 from pressrun.engine.prefixes import Sharing
 from pressrun.engine.request import Request, SamplingParams
 from pressrun.engine.rows import Rows
-from pressrun.engine.scheduler import Plan, Scheduler
+from pressrun.engine.scheduler import Scheduler
 from pressrun.engine.sequence import Sequence
 
 PAGE_SIZE = 4
