@@ -150,7 +150,7 @@ class Engine:
         The step that ends is the one before, if scheduling is asynchronous and there was one. While urgent requests
         are expected, `attend` is called again and again with what is due by then; it may add and abort requests.
         """
-        self._take_compiled()
+        self._take_compiled(block=self._only_compiles)
         self._scheduler.expects_urgent = attend is not None and self._interludes.expected
         outputs, self._due = self._due + self._interludes.ended(), []
         plan = self._scheduler.schedule()
@@ -214,6 +214,7 @@ class Engine:
                     flying, self._flying = self._flying, None
                     due += self._land(*flying)
                 attend(due)
+                self._take_compiled()
                 steps = [plan, *([] if self._flying is None else [self._flying[0]])]
                 if not self._interludes.play(steps) and not reached:
                     time.sleep(LOOK_S)
@@ -256,12 +257,15 @@ class Engine:
             return None
         return plan, flight
 
-    def _take_compiled(self) -> None:
-        """Take in sequences whose grammars are ready; with nothing else to do, wait for one."""
-        if not len(self._grammars):
-            return
-        is_idle = len(self._live) == len(self._grammars) and not self._due and self._flying is None
-        for compiled in self._grammars.compiled(block=is_idle):
+    @property
+    def _only_compiles(self) -> bool:
+        """Whether there is nothing to do before a grammar is ready."""
+        others = len(self._live) > len(self._grammars) or self._due or self._flying or self._interludes
+        return len(self._grammars) > 0 and not others
+
+    def _take_compiled(self, *, block: bool = False) -> None:
+        """Take in sequences whose grammars are ready; with `block` wait for one."""
+        for compiled in self._grammars.compiled(block=block):
             sequence = compiled.sequence
             if compiled.fault is None:
                 self._scheduler.add(sequence)

@@ -28,6 +28,7 @@ from .pages import IntArray, Match, PagePool
 from .plan import Plan, make_plan
 from .prefix_cache import PrefixCache
 from .prefixes import Sharing, find_sharing
+from .request import URGENT
 from .rows import Rows
 from .sequence import Sequence
 from .waiting import Waiting
@@ -117,6 +118,7 @@ class Scheduler:
         into the next step as everyone does.
         """
         admitted: list[Sequence] = []
+        max_tokens = min(max_tokens, self.max_tokens)
         while len(admitted) < max_rows and self._waiting.urgent:
             sequence = self._waiting.first()
             assert sequence is not None
@@ -298,12 +300,17 @@ class Scheduler:
     def _fits(self, sequence: Sequence, match: Match, outlook: Outlook, growth: tuple[float, float, int]) -> bool:
         needed = self._num_new(sequence, match) + match.num_unowned
         kept_rows = kept_pages = 0
-        if self.expects_urgent and not sequence.is_urgent:
+        if self.expects_urgent and not sequence.is_urgent and self._runs_others:
             kept_rows = min(KEPT_ROWS, self.max_running // 16)
             kept_pages = min(KEPT_TOKENS // self.rows.page_size, self.pool.num_pages // 16)
         if self.num_running + kept_rows >= self.max_running or needed + kept_pages > self.pool.num_free:
             return False
         return self.num_running == 0 or outlook.peak_with(*growth) <= self.pool.num_pages
+
+    @property
+    def _runs_others(self) -> bool:
+        """Whether any that is not urgent runs: where none does, nothing is held back from the first, however large."""
+        return bool((self.rows.priority_R[self._running_S] >= URGENT).any())
 
     def _could_displace(self, sequence: Sequence, match: Match) -> bool:
         """Whether it would fit if all running sequences of lower priority were preempted."""

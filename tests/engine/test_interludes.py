@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pressrun.bench.byte_level import write_tokenizer
 from pressrun.engine.errors import OutOfMemory
 from pressrun.engine.pages import PagePool
 from pressrun.engine.request import Output, Request, SamplingParams
@@ -18,6 +19,7 @@ from pressrun.engine.sequence import Sequence
 from pressrun.engine.waiting import Waiting
 
 from .conftest import CheckedEngine, merge
+from .spelling import CHOICE
 
 Make = Callable[..., CheckedEngine]
 Ask = Callable[..., Request]
@@ -145,6 +147,72 @@ def test_steps_have_no_pauses_while_nobody_urgent_has_come(deep: Path, make_engi
     while engine.has_work():
         engine.step(lambda outputs: times.append(len(outputs)))
     assert not times
+
+
+def test_a_grammar_that_is_ready_in_the_middle_of_a_step_is_followed_within_it(
+    make_model: Callable[..., Path], make_engine: Make, ask: Ask
+) -> None:
+    model = make_model(vocab_size=320, num_hidden_layers=5)
+    write_tokenizer(model, 300, {0: "<unk>", 1: "<s>", 2: "</s>"})
+    engine = make_engine(model, async_scheduling=True)
+    engine.finish([ask([5, 6], grammar=CHOICE)])  # Compiled once, it is ready at once.
+    engine.add([ask([5, 6, 7], id="b", max_tokens=60, ignore_eos=True)])
+    engine.add([ask([5, 6, 7], id="first", priority=-1000, max_tokens=1)])
+    came: list[str] = []
+    coming = [ask([8, 9], id="u", priority=-1000, stream=True, grammar=CHOICE)]
+
+    def attend(outputs: list[Output]) -> None:
+        came.extend(output.id for output in outputs)
+        while coming:
+            engine.add([coming.pop()])
+
+    engine.step(attend)
+    assert "u" in came, "it waited for the next step"
+    engine.abort(["b", "u", "first"])
+    while engine.has_work():
+        engine.step()
+
+
+def test_a_prompt_longer_than_a_step_may_be_is_not_computed_in_the_middle_of_one(
+    deep: Path, make_engine: Make, ask: Ask
+) -> None:
+    engine = make_engine(deep, max_num_batched_tokens=16)
+    launch, sizes = engine._runner.launch, []
+
+    def noting(plan: Any, *arguments: Any, **options: Any) -> Any:
+        sizes.append(len(plan.token_ids))
+        return launch(plan, *arguments, **options)
+
+    engine._runner.launch = noting  # type: ignore[method-assign]
+    engine.add([ask([5, 6, 7], id=f"b{i}", max_tokens=9, ignore_eos=True) for i in range(3)])
+    urgent = [ask(p, id=f"u{i}", priority=-1000) for i, p in enumerate(prompts(9, 3))]
+    engine.add([urgent.pop()])
+    assert len(Attendant(engine, urgent).finish()) == 12
+    assert max(sizes) == 16
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 4, 32])
+def test_what_is_kept_for_urgent_requests_keeps_nobody_out_for_good(
+    deep: Path, make_engine: Make, ask: Ask, num_rows: int
+) -> None:
+    """Each of the others fills the whole pool by itself, while urgent ones are still expected."""
+    engine = make_engine(deep, page_size=4, num_pages=32, max_num_seqs=num_rows)
+    batch = [ask(p, id=f"b{i}", max_tokens=4, ignore_eos=True) for i, p in enumerate([[7] * 125, [8] * 125])]
+    engine.add([ask([5, 6], id="u", priority=-1000, max_tokens=3), *batch])
+    attendant = Attendant(engine, [])
+    for _ in range(40):
+        attendant.take(engine.step(attendant))
+    assert sorted(attendant.merged) == ["b0", "b1", "u"]
+
+
+def test_an_engine_of_urgent_requests_alone_serves_them_all(deep: Path, make_engine: Make, ask: Ask) -> None:
+    urgent = [ask(p, id=f"u{i}", priority=-1000, ignore_eos=True) for i, p in enumerate(prompts(30, 4))]
+    roomy = make_engine(deep)
+    alone = {one.id: roomy.finish([one])[one.id].token_ids for one in urgent}
+    for num_rows in (1, 3):
+        engine = make_engine(deep, page_size=4, num_pages=24, max_num_seqs=num_rows, async_scheduling=True)
+        merged = Attendant(engine, urgent).finish()
+        assert {id: output.token_ids for id, output in merged.items()} == alone
 
 
 @pytest.mark.parametrize("late", [False, True])
