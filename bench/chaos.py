@@ -99,7 +99,7 @@ def run(service: Service, args: argparse.Namespace) -> Report:
     """Submit, disturb, wait, count."""
     chance = random.Random(args.seed)
     faults, started = Faults(service, chance, args.lease), time.monotonic()
-    watch = Watch(service.redis)
+    watch = Watch(service.redis, service.s3_port)
     try:
         batches = [submit(service.client, "large", args.lines)]
         batches.append(submit(service.client, "stopped", args.lines // 2, ends_as="cancelled"))
@@ -131,13 +131,17 @@ def run(service: Service, args: argparse.Namespace) -> Report:
 
 
 def recoveries(struck: list[Struck], watch: Watch) -> dict[str, list[float]]:
-    """By kind, the seconds from a fault's end to the next finished line; of faults in between, the last counts."""
+    """By kind, the seconds from a fault's end to the next finished line; of faults in between, the last counts.
+
+    Those in which nothing could be finished do not count: where nothing was left to finish, as small batches come while
+    the faults do, and while Valkey or S3 started again.
+    """
     found: dict[str, list[float]] = {}
     for fault in struck:
         finished_at = watch.first_finished_after(fault.healed_at)
         if finished_at is not None:
             last = max(other.healed_at for other in struck if other.healed_at <= finished_at)
-            found.setdefault(fault.kind, []).append(finished_at - last)
+            found.setdefault(fault.kind, []).append(watch.waited_s(last, finished_at))
     return found
 
 
@@ -147,11 +151,11 @@ def slow_recoveries(struck: list[Struck], watch: Watch, started: float, limit_s:
     for place, fault in enumerate(struck):
         finished_at = watch.first_finished_after(fault.healed_at)
         is_last = place + 1 == len(struck) or struck[place + 1].healed_at > (finished_at or 0.0)
-        if finished_at is not None and is_last and finished_at - fault.healed_at > limit_s:
+        if finished_at is not None and is_last and watch.waited_s(fault.healed_at, finished_at) > limit_s:
             before = ", ".join(
                 f"{one.kind} {fault.healed_at - one.healed_at:.1f} s before" for one in struck[place - 3 : place]
             )
-            seconds, at = finished_at - fault.healed_at, fault.healed_at - started
+            seconds, at = watch.waited_s(fault.healed_at, finished_at), fault.healed_at - started
             said.append(f"nothing finished for {seconds:.1f} s at {at:.0f} s, after: {fault.kind} ({before})")
     return said
 

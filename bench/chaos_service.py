@@ -106,9 +106,10 @@ class Service:
             "PRESSRUN_PORT": str(api_port),
             "PRESSRUN_LOG_LEVEL": "info",
         }
-        if s3:
+        self.s3_port = int(endpoint.rpartition(":")[2]) if s3 else None
+        if self.s3_port is not None:
             (folder / "s3").mkdir()
-            s3_cut = Cut(int(endpoint.rpartition(":")[2]))
+            s3_cut = Cut(self.s3_port)
             common |= ENVIRON | {
                 "PRESSRUN_BLOB_URL": f"s3://{ENVIRON['S3_BUCKET']}/chaos",
                 "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{s3_cut.port}",

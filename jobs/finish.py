@@ -1,8 +1,7 @@
 """From committed lines to the batch's files: sealing shards, filling in what never ran, joining, ending.
 
-Every step may be done twice and gives the same: a segment is its writer's alone, files have fixed names and contents,
-and the moves between them are single scripts. One process at a time ends a given batch (`batch_lock`). Knows nothing of
-RQ.
+Every step may be done twice and gives the same: segments and files are their writers' alone, and single scripts say
+whose count. One process at a time ends a given batch (`batch_lock`). Knows nothing of RQ.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from .locks import batch_lock, renew, renewing, while_locked
 from .places import fetch_input, has_input
 from .policy import Candidate
 from .progress import progress_of
-from .publishing import publish, scratch_folder
+from .publishing import Segments, discard, publish, scratch_folder, sweep_drafts
 from .records import ENDED, Batch, BatchError, Claim, Line, Segment, ShardCommit
 from .reopening import forget_lists, sort_lines
 from .store import batch_key
@@ -114,6 +113,8 @@ def _begin_again(backend: Backend, batch: Batch, lock: Lock) -> None:
         to = "failed" if batch.closing is None else FINAL[batch.closing]
         backend.store.fail(batch.id, [why], batch.counts.total, to=to, generation=batch.generation)
         return
+    # It may have been opened again before whoever ended it could clean up.
+    sweep_drafts(backend, replace(batch, generation=batch.generation - 1))
     backend.shards.begin(
         batch.id,
         found.shards,
@@ -297,13 +298,41 @@ def end_batch(backend: Backend, batch_id: str) -> None:
 def _end(backend: Backend, batch_id: str, lock: Lock) -> None:
     batch = backend.store.batch(batch_id)
     if batch.status in ("finalizing", "cancelling"):
-        segments = backend.shards.segments(batch_id)
-        if not batch.num_shards or len(segments) < batch.num_shards:
+        segments = _segments(backend, batch)
+        if segments is None:
             return
-        is_job = batch.kind == "job"
-        files = {"segment_writer": segments[0][1].writer} if is_job else publish(backend, batch, segments, lock)
-        backend.store.move(batch_id, FINAL[batch.closing], generation=batch.generation, **files)
+        if batch.kind == "job":
+            to, writer = FINAL[batch.closing], segments[0][1].writer
+            backend.store.move(batch_id, to, generation=batch.generation, segment_writer=writer)
+        else:
+            _end_with_files(backend, batch, segments, lock)
     _clean(backend, backend.store.batch(batch_id))
+
+
+def _segments(backend: Backend, batch: Batch) -> Segments | None:
+    """What was sealed of the batch, if that is all of it.
+
+    In a user's own bucket files have one name, whoever writes them. So that all write the same there, no crash of Redis
+    may take a seal back by then.
+    """
+    segments = backend.shards.segments(batch.id)
+    if batch.output_prefix is not None:
+        backend.store.make_durable()
+        if backend.shards.segments(batch.id) != segments:
+            return None
+    return segments if batch.num_shards and len(segments) >= batch.num_shards else None
+
+
+def _end_with_files(backend: Backend, batch: Batch, segments: Segments, lock: Lock) -> None:
+    """Whoever is not the one to end it leaves nothing behind."""
+    at = batch.results_by(owner_id())
+    has_ended = False
+    try:
+        made = publish(backend, batch, segments, at, lock)
+        has_ended = backend.store.end(batch, FINAL[batch.closing], made.files.values(), results_name=at, **made.fields)
+    finally:
+        if not has_ended:
+            discard(backend, batch, at)
 
 
 def _clean(backend: Backend, batch: Batch) -> None:
@@ -321,8 +350,12 @@ def _clean(backend: Backend, batch: Batch) -> None:
     else:
         # If a crash of Redis took the end back, the batch would be ended again, from segments that are gone.
         backend.store.make_durable()
+        batch = backend.store.batch(batch.id)
+        if batch.status not in ENDED:  # A crash has taken it back, or it has been opened again.
+            return
         announce(backend, batch)
         _delete_segments(backend, batch)
+        sweep_drafts(backend, batch)
         _settle(backend, batch)
     # Before it is forgotten: whoever dies here leaves it to the next to clean. What has been opened again holds anew.
     if backend.store.batch(batch.id).generation == batch.generation:

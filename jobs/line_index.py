@@ -98,8 +98,8 @@ def _block_lines(blobs: Blobs, batch: Batch, line: int, limit: int) -> Iterator[
 
     first, output, error = block(bisect_right(range(num_blocks), line, key=lambda number: block(number)[0]) - 1)
     with (
-        closing(lines_from(blobs, f"files/{batch.output_file_id}", output)) as answers,  # type: ignore[type-var]
-        closing(lines_from(blobs, f"files/{batch.error_file_id}", error)) as errors,  # type: ignore[type-var]
+        closing(lines_from(blobs, batch.result_blob("output"), output)) as answers,  # type: ignore[type-var]
+        closing(lines_from(blobs, batch.result_blob("error"), error)) as errors,  # type: ignore[type-var]
     ):
         for at in range(first, min(line + limit, batch.counts.total)):
             data = next(errors if bits[at // 8] >> at % 8 & 1 else answers)
@@ -110,5 +110,5 @@ def _block_lines(blobs: Blobs, batch: Batch, line: int, limit: int) -> Iterator[
 def _placed_lines(blobs: Blobs, batch: Batch, line: int, limit: int) -> Iterator[bytes]:
     raw = b"".join(blobs.open(batch.index_blob, PLACE.size * line, PLACE.size * limit))
     for place, size in PLACE.iter_unpack(raw):
-        file_id = batch.error_file_id if place & 1 else batch.output_file_id
-        yield b"".join(blobs.open(f"files/{file_id}", place >> 1, size))[:-1]
+        blob = batch.result_blob("error" if place & 1 else "output")
+        yield b"".join(blobs.open(blob, place >> 1, size))[:-1]

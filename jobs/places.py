@@ -142,7 +142,7 @@ def fetch_input(backend: Backend, batch: Batch, lock: Lock) -> None:
 
 
 def deliver(backend: Backend, batch: Batch, files: Iterable[tuple[str, str]], lock: Lock) -> str | None:
-    """Put files, given by name and id, where the batch's results are wanted; why that was not possible.
+    """Put files, given by name and blob, where the batch's results are wanted; why that was not possible.
 
     Raises BlobsUnavailable while it is worth trying again.
     """
@@ -151,8 +151,8 @@ def deliver(backend: Backend, batch: Batch, files: Iterable[tuple[str, str]], lo
     bucket, _, folder = batch.output_prefix.removeprefix(SCHEME).partition("/")
     try:
         store = Place(bucket=bucket, key=folder).store("PRESSRUN_S3_OUTPUTS")
-        for name, file_id in files:
-            store.put(f"{folder}{name}", while_locked(backend.blobs.open(f"files/{file_id}"), lock))
+        for name, blob in files:
+            store.put(f"{folder}{name}", while_locked(backend.blobs.open(blob), lock))
     except (SettingsError, BlobForbidden) as error:
         return str(error)
     except BlobsUnavailable as error:

@@ -1,14 +1,15 @@
 """The files of a batch whose shards are all sealed: its segments joined in the order of its input, and their index.
 
-Doing it again writes the same under the same names. Knows nothing of what becomes of the batch then.
+Whoever ends a batch writes files of its own, and the script that ends it says whose they are: so nobody who is late
+writes over them. Knows nothing of what becomes of the batch then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import Literal
 
 from redis.lock import Lock
 
@@ -18,40 +19,69 @@ from .errors import BlobMissing
 from .line_index import Places, block_index, read_order
 from .locks import renew, while_locked
 from .places import deliver
-from .records import Batch, File, Segment
+from .records import Batch, File, Part, Segment
 
-Part = Literal["output", "error"]
 MAX_ERROR = 500
 Segments = Sequence[tuple[int, Segment]]
 
 
-def publish(backend: Backend, batch: Batch, segments: Segments, lock: Lock) -> dict[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The files of a batch, by their parts, as they are to be shown once it has ended; and why those that were wanted
+    elsewhere could not be put there, or ''.
+    """
+
+    files: dict[Part, File]
+    delivery_error: str
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The batch's fields; '' for what there is not, because an earlier generation may have had it."""
+        ids = {f"{part}_file_id": file.id for part, file in self.files.items()}
+        return {"output_file_id": "", "error_file_id": "", "delivery_error": self.delivery_error} | ids
+
+
+def publish(backend: Backend, batch: Batch, segments: Segments, at: str, lock: Lock) -> Published:
     """Write the output and the error file, if there is anything in them, and put them where else they are wanted.
 
-    Returns the batch's fields: their ids, and `delivery_error` where they could not be put there; '' for what there is
-    not, because an earlier generation may have had it.
+    `at` begins the names of all that is written; no other writer has the same.
     """
     places = Places(batch.counts.total if batch.arranged else 0)
-    reserved: dict[Part, str] = {"output": batch.reserved_output_id, "error": batch.reserved_error_id}
     files = {}
-    for part, file_id in reserved.items():
+    parts: tuple[Part, ...] = ("output", "error")
+    for part in parts:
         pieces = [(batch.segment_blob(shard, part, found.writer), getattr(found, part)) for shard, found in segments]
         pieces = [(key, size) for key, size in pieces if size]
         if pieces:
             if batch.arranged:
-                size = _arrange(backend, part, [key for key, _ in pieces], file_id, places, lock)
+                size = _arrange(backend, part, [key for key, _ in pieces], f"{at}.{part}", places, lock)
             else:
-                size = backend.blobs.join(while_locked(pieces, lock), f"files/{file_id}")
+                size = backend.blobs.join(while_locked(pieces, lock), f"{at}.{part}")
             renew(lock)
-            _add_file(backend, batch, part, file_id, size)
-            files[f"{part}_file_id"] = file_id
+            files[part] = _file(batch, part, f"{at}.{part}", size)
     index = _index(backend, batch, segments, places)
     if index is not None:
-        backend.blobs.put(f"files/{next(iter(files.values()))}.index", while_locked(index, lock))
-    named = [(_filename(batch, part), file_id) for part, file_id in reserved.items() if file_id in files.values()]
-    error = deliver(backend, batch, named, lock)
-    none = {"output_file_id": "", "error_file_id": ""}
-    return none | files | {"delivery_error": (error or "")[:MAX_ERROR]}
+        backend.blobs.put(f"{at}.index", while_locked(index, lock))
+    error = deliver(backend, batch, [(file.filename, file.blob) for file in files.values()], lock)
+    return Published(files=files, delivery_error=(error or "")[:MAX_ERROR])
+
+
+def discard(backend: Backend, batch: Batch, at: str) -> None:
+    """Delete what was written at `at`, unless the batch has ended with it.
+
+    The files tell: by now it may have been opened again, and have others.
+    """
+    known = map(backend.store.known_file, (batch.reserved_output_id, batch.reserved_error_id))
+    if not any(file is not None and file.stored_as.startswith(f"{at}.") for file in known):
+        for part in ("output", "error", "index"):
+            backend.blobs.delete(f"{at}.{part}")
+
+
+def sweep_drafts(backend: Backend, batch: Batch) -> None:
+    """Delete what others have written, and died, of the files of a generation that has ended for good."""
+    for key in backend.blobs.list(batch.results_folder):
+        if not batch.results_name or not key.startswith(f"{batch.results_name}."):
+            backend.blobs.delete(key)
 
 
 def scratch_folder(backend: Backend) -> Path:
@@ -60,7 +90,7 @@ def scratch_folder(backend: Backend) -> Path:
     return backend.settings.data_dir
 
 
-def _arrange(backend: Backend, part: Part, keys: list[str], file_id: str, places: Places, lock: Lock) -> int:
+def _arrange(backend: Backend, part: Part, keys: list[str], target: str, places: Places, lock: Lock) -> int:
     """Write one file of an arranged batch in the order of its input; its size."""
 
     def open_segment(key: str, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
@@ -69,7 +99,7 @@ def _arrange(backend: Backend, part: Part, keys: list[str], file_id: str, places
 
     lines = in_file_order(keys, open_segment, scratch_folder(backend))
     passing = places.passing(lines, is_error=part == "error")
-    return backend.blobs.put(f"files/{file_id}", while_locked(passing, lock))
+    return backend.blobs.put(target, while_locked(passing, lock))
 
 
 def _filename(batch: Batch, part: Part) -> str:
@@ -77,18 +107,17 @@ def _filename(batch: Batch, part: Part) -> str:
     return f"{batch.name}_{part}.jsonl"
 
 
-def _add_file(backend: Backend, batch: Batch, part: Part, file_id: str, size: int) -> None:
+def _file(batch: Batch, part: Part, blob: str, size: int) -> File:
     now = int(time())
-    backend.store.add_file(
-        File(
-            id=file_id,
-            bytes=size,
-            created_at=now,
-            filename=_filename(batch, part),
-            purpose="batch_output",
-            expires_at=None if batch.output_ttl_s is None else now + batch.output_ttl_s,
-            tenant=batch.tenant,
-        )
+    return File(
+        id=batch.reserved_output_id if part == "output" else batch.reserved_error_id,
+        bytes=size,
+        created_at=now,
+        filename=_filename(batch, part),
+        purpose="batch_output",
+        expires_at=None if batch.output_ttl_s is None else now + batch.output_ttl_s,
+        tenant=batch.tenant,
+        stored_as=blob,
     )
 
 

@@ -16,6 +16,7 @@ BatchStatus = Literal[
 ]
 Closing = Literal["cancelled", "expired"]
 Outcome = Literal["succeeded", "failed", "unrun"]
+Part = Literal["output", "error"]
 
 MOVES: dict[BatchStatus, frozenset[BatchStatus]] = {
     "validating": frozenset({"failed", "in_progress", "cancelling", "finalizing"}),
@@ -39,7 +40,10 @@ DEFAULT_TENANT = "default"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """A file's description; its bytes are the blob `files/{id}`. Times are Unix seconds."""
+    """A file's description. Times are Unix seconds.
+
+    Its bytes are the blob `files/{id}`. A result file's are `stored_as` another, named after who wrote it.
+    """
 
     id: str
     bytes: int
@@ -49,10 +53,16 @@ class File:
     expires_at: int | None = None
     status: str = "processed"
     tenant: str = DEFAULT_TENANT
+    stored_as: str = ""
 
     @property
     def blob(self) -> str:
-        return f"files/{self.id}"
+        return self.stored_as or f"files/{self.id}"
+
+    @property
+    def index_blob(self) -> str:
+        """Where the index lies of the files that it belongs to, if it is a result file."""
+        return f"{self.stored_as.rpartition('.')[0] or self.blob}.index"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +123,10 @@ class Batch:
     """A batch, or a native job (`kind` "job": a batch of one line whose blobs lie in Redis).
 
     `times` maps a status' timestamp field (`in_progress_at`, …) to Unix seconds. `closing` says why a batch is being
-    wound up before all of its lines ran. The result files' ids are fixed at creation, so that finishing twice writes
-    the same files; they are shown only once the files exist. An `arranged` batch is run in another order than the
-    file's (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first. A
+    wound up before all of its lines ran. The result files' ids are fixed at creation, so that a batch ended twice has
+    the same ones; they are shown only once the files exist. `results_name` begins the names under which whoever ended
+    it wrote them; '' where an earlier version did. An `arranged` batch is run in another order than the file's
+    (`arranging.py`). Files and batches belong to a `tenant`; a batch of a higher `priority` runs first. A
     `strict` one is to fail at once if its window is too short for it; of a `paused` one nothing new is begun. One that
     was opened again after its end is of a later `generation`, and had used `earlier_tokens` by then; lines of it that
     did not run are left as they are, for the reason `closed_before`, where they were not asked for again. Result files
@@ -164,6 +175,7 @@ class Batch:
     delivery_error: str | None = None
     trace: str | None = None
     segment_writer: str = ""
+    results_name: str = ""
 
     @property
     def input_blob(self) -> str:
@@ -182,7 +194,23 @@ class Batch:
     @property
     def index_blob(self) -> str:
         """Where each line lies in the files of an ended batch (`line_index.py`)."""
+        if self.results_name:
+            return f"{self.results_name}.index"
         return f"files/{self.output_file_id or self.error_file_id}.index"
+
+    def result_blob(self, part: Part) -> str:
+        """Where the output or the error file of an ended batch lies."""
+        if self.results_name:
+            return f"{self.results_name}.{part}"
+        return f"files/{self.output_file_id if part == 'output' else self.error_file_id}"
+
+    def results_by(self, writer: str) -> str:
+        """What begins the names of the files, and of their index, that `writer` makes of this generation."""
+        return f"{self.results_folder}/{writer}"
+
+    @property
+    def results_folder(self) -> str:
+        return f"results/{self.name}"
 
     @property
     def lines_blob(self) -> str:

@@ -14,18 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from .backend import Backend
 from .errors import BlobMissing, Conflict
 from .lines import label, split_lines
-from .records import Batch, Counts, ErrorCount, LineError, Segment, Shard
+from .records import Batch, Counts, ErrorCount, LineError, Part, Segment, Shard
 from .shards import KEPT_SHARD, Kept
 
 FAILED = "failed"
 CHUNK = 2**20
 ANY_LENGTH = 2**62  # What was taken once is not judged again.
-Part = Literal["output", "error"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +78,7 @@ def sort_lines(backend: Backend, batch: Batch, renew: Callable[[], None], scratc
 def _sort(backend: Backend, batch: Batch, found: _Sorted) -> Iterator[None]:
     """Put every line of the input where it belongs: its result is the next in one of the two files."""
     named = _named(backend, backend.store.retry_of(batch.id))
-    results = {part: _Results(backend, file_id) for part, file_id in _files(batch)}
+    results = {part: _Results(backend, blob) for part, blob in _files(batch)}
     for index, raw in requests_in(backend, batch):
         name = custom_id_of(raw)
         part = next((part for part, result in results.items() if result.custom_id == name), None)
@@ -124,8 +123,8 @@ def _counted(found: _Sorted) -> tuple[ErrorCount, ...]:
 class _Results:
     """The lines of a result file, one after another; there is always the `custom_id` of the next one."""
 
-    def __init__(self, backend: Backend, file_id: str | None) -> None:
-        chunks: Iterable[bytes] = backend.blobs.open(f"files/{file_id}") if file_id else ()
+    def __init__(self, backend: Backend, blob: str | None) -> None:
+        chunks: Iterable[bytes] = backend.blobs.open(blob) if blob else ()
         self._lines = (raw for _, raw in split_lines(chunks, longest=ANY_LENGTH))
         self._advance()
 
@@ -142,7 +141,10 @@ class _Results:
 
 
 def _files(batch: Batch) -> tuple[tuple[Part, str | None], ...]:
-    return ("output", batch.output_file_id), ("error", batch.error_file_id)
+    return (
+        ("output", batch.result_blob("output") if batch.output_file_id else None),
+        ("error", batch.result_blob("error") if batch.error_file_id else None),
+    )
 
 
 def requests_in(backend: Backend, batch: Batch) -> Iterator[tuple[int, bytes]]:

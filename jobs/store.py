@@ -148,11 +148,15 @@ class Store:
 
     def file(self, file_id: str) -> File:
         """The file, or NotFound; an expired file is not found."""
-        fields = self.redis.hgetall(file_key(file_id))
-        file = _file(fields) if fields else None
+        file = self.known_file(file_id)
         if file is None or (file.expires_at is not None and file.expires_at <= time.time()):
             raise NotFound(f"No such File object: {file_id}", param="id")
         return file
+
+    def known_file(self, file_id: str) -> File | None:
+        """What is known of a file, expired or not."""
+        fields = self.redis.hgetall(file_key(file_id))
+        return _file(fields) if fields else None
 
     def files(
         self,
@@ -315,6 +319,25 @@ class Store:
         was = self.scripts["move"](keys=[batch_key(batch_id)], args=args)
         if was is None:
             raise NotFound(f"No batch found with id '{batch_id}'.", param="id")
+        return _text(was) in origins
+
+    def end(self, batch: Batch, to: BatchStatus, files: Iterable[File], **fields: str) -> bool:
+        """Move a batch to its end, as `move` does, and show its files in the same moment.
+
+        False if it has ended already, or is of another generation: then nothing of `files` was written down.
+        """
+        fields["event_id"] = new_id("evt_")
+        origins = [origin for origin, allowed in MOVES.items() if to in allowed]
+        pairs = [part for pair in fields.items() for part in pair]
+        args = [to, int(time.time()), ",".join(origins), batch.generation, len(pairs), *pairs]
+        keys = [batch_key(batch.id), file_list(batch.tenant), SEQUENCE, FILE_EXPIRY, stored_key(batch.tenant)]
+        for file in files:
+            described = [part for pair in file_fields(file).items() for part in pair]
+            args += [file.id, file.bytes, file.expires_at or "", len(described), *described]
+            keys.append(file_key(file.id))
+        was = self.scripts["end"](keys=keys, args=args)
+        if was is None:
+            raise NotFound(f"No batch found with id '{batch.id}'.", param="id")
         return _text(was) in origins
 
     def cancel(self, batch_id: str) -> Batch:
@@ -490,6 +513,7 @@ _PLAIN = (
     "id", "kind", "endpoint", "input_file_id", "completion_window", "status", "model", "reserved_output_id",
     "reserved_error_id", "output_file_id", "error_file_id", "closing", "closed_before", "tenant", "event_id",
     "input_url", "input_etag", "output_prefix", "delivery_error", "trace", "segment_writer",
+    "results_name",
 )  # fmt: skip
 _CLEARED = ("output_file_id", "error_file_id", "closing", "closed_before", "delivery_error")  # Empty is none.
 # What a version before this one has not written is 0 or false.

@@ -127,7 +127,8 @@ def sweep_files(backend: Backend, expired: Iterable[str]) -> None:
     in_use = backend.store.inputs_in_use()
     for file_id in expired:
         if file_id not in in_use:
-            for key in (f"files/{file_id}", f"files/{file_id}.index"):
+            file = backend.store.known_file(file_id)
+            for key in (file.blob, file.index_blob) if file is not None else ():
                 backend.blobs.delete(key)
             backend.store.forget_file(file_id)
 
@@ -137,7 +138,7 @@ def sweep_broken_uploads(backend: Backend) -> None:
     for file_id in backend.store.broken_uploads(LONGEST_UPLOAD_S):
         backend.blobs.delete(f"files/{file_id}")
         backend.store.forget_file(file_id)
-    for folder in ("files", "arranged", "segments", "retries"):
+    for folder in ("files", "arranged", "segments", "results", "retries"):
         backend.blobs.tidy(folder, LONGEST_UPLOAD_S)
 
 

@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from redis import Redis
 from redis.client import Pipeline
@@ -20,6 +20,7 @@ from pressrun.jobs.lines import answered, refused, requests_of
 from pressrun.jobs.queue import queue_of, rq_queue
 from pressrun.jobs.records import BatchKind, Claim, Line, LineResult, ShardCommit, Usage
 
+T = TypeVar("T")
 Gate = Callable[[], None]
 
 
@@ -34,11 +35,17 @@ class Process:
         self.ended = False
         self.error: BaseException | None = None
         self._backend = gated(backend, self._gate)
+        self._blobs = cast(GatedBlobs, self._backend.blobs)
         self._action = action
         self._dead = False
         self._turn = threading.Semaphore(0)
         self._back = threading.Semaphore(0)
         threading.Thread(target=self._main, daemon=True).start()
+
+    @property
+    def writing(self) -> str:
+        """The blob whose last write it stands before; '' where it stands before another call."""
+        return self._blobs.writing
 
     def step(self, number: int = 1) -> None:
         """Run up to the next call, so many times."""
@@ -100,15 +107,16 @@ class GatedPipeline(Pipeline):
 
 
 class GatedBlobs:
-    """A blob store with a gate before every call."""
+    """A blob store with a gate before every call, and one in every write that has read all that it writes."""
 
     def __init__(self, blobs: Blobs, gate: Gate) -> None:
         self.blobs = blobs
         self.gate = gate
+        self.writing = ""
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         self.gate()
-        return self.blobs.put(key, chunks)
+        return self.blobs.put(key, self._to_the_last_write(key, chunks))
 
     def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
         def gated() -> Iterator[tuple[str, int]]:
@@ -116,7 +124,13 @@ class GatedBlobs:
                 self.gate()
                 yield piece
 
-        return self.blobs.join(gated(), target)
+        return self.blobs.join(self._to_the_last_write(target, gated()), target)
+
+    def _to_the_last_write(self, key: str, items: Iterable[T]) -> Iterator[T]:
+        yield from items
+        self.writing = key
+        self.gate()
+        self.writing = ""
 
     def presign(self, key: str, *, filename: str, seconds: int) -> str | None:
         return self.blobs.presign(key, filename=filename, seconds=seconds)

@@ -189,7 +189,7 @@ def test_a_batch_is_run_by_beginnings_and_answered_in_the_files_order(make_backe
     batch = run_to_the_end(backend, batch)
     assert batch.arranged
     for file_id in (batch.output_file_id, batch.error_file_id):
-        raw = b"".join(backend.blobs.open(f"files/{file_id}"))
+        raw = b"".join(backend.blobs.open(backend.store.file(file_id).blob))
         names = [json.loads(line)["custom_id"] for line in raw.splitlines()]
         assert names == sorted(names)
         assert backend.store.file(str(file_id)).bytes == len(raw)

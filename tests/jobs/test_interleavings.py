@@ -223,6 +223,7 @@ class Story:
                 process.finish()  # What comes back from a long stall changes nothing any more.
             tick(self.backend)
             assert self.check() == batch
+            self.check_leftovers(batch)
         for process in self.processes:
             process.kill()
             if process.error is not None and not isinstance(process.error, LATE):
@@ -268,6 +269,15 @@ class Story:
             assert [json.loads(line)["custom_id"] for line in self.seen] == NAMES
         return batch
 
+    def check_leftovers(self, batch: Batch) -> None:
+        """Of the files that were written of its last generation, those are left that clients see."""
+        if batch.kind == "job":
+            return
+        ids = filter(None, (batch.output_file_id, batch.error_file_id))
+        wanted = {self.backend.store.file(file_id).blob for file_id in ids}
+        found = set(self.backend.blobs.list(batch.results_folder))
+        assert found == wanted | {batch.index_blob}
+
     def check_lines(self, batch: Batch, names: list[str], lines: list[Any]) -> None:
         assert sorted(line["custom_id"] for line in lines) == names
         completed = [line["response"]["body"]["run"] for line in lines if _ran_well(line)]
@@ -281,11 +291,19 @@ class Story:
 
     def lines(self, file_id: str | None) -> Iterator[Any]:
         if file_id is not None:
-            assert self.backend.store.file(file_id).bytes == self.backend.blobs.size(f"files/{file_id}")
+            file = self.backend.store.file(file_id)
+            assert file.bytes == self.backend.blobs.size(file.blob)
         yield from map(json.loads, self.raw_lines(file_id))
 
     def raw_lines(self, file_id: str | None) -> list[bytes]:
-        return b"".join(self.backend.blobs.open(f"files/{file_id}")).splitlines() if file_id else []
+        return b"".join(self.backend.blobs.open(self.backend.store.file(file_id).blob)).splitlines() if file_id else []
+
+
+def run_shards(backend: Backend, batch_id: str) -> None:
+    """Run them all, and so end the batch."""
+    for shard in range(NUM_SHARDS):
+        while shard in backend.shards.unsealed(batch_id):  # It may have been released halfway.
+            run_shard(backend, batch_id, shard, shard + 1)
 
 
 def stalled_at_its_segment(backend: Backend, batch: Batch) -> Process:
@@ -363,6 +381,44 @@ def test_who_stalls_at_its_segment_overwrites_nobody_s_answers_after_a_crash_of_
         assert stalled.error is None or isinstance(stalled.error, LATE)
         assert story.check() == done
         assert not list(backend.blobs.list("segments"))
+
+
+@pytest.mark.parametrize("wakes", ["before the end", "after the end"])
+@pytest.mark.parametrize("part", ["output", "error", "index"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_who_stalls_in_a_result_file_overwrites_nobody_s_after_a_crash_of_redis(
+    own_valkey: OwnValkey, tmp_path: Path, part: str, wakes: str, seed: int
+) -> None:
+    settings = load_settings({}, data_dir=tmp_path, shard_lines=SHARD_LINES, feed_window=3, max_attempts=4)
+    with own_valkey.client() as redis:
+        story = Story(backend_on(settings, redis), seed)
+        backend = story.backend
+        serve_model(backend)
+        file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[story.input()])
+        batch = create_batch(backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        story.batch_id = batch.id
+        tick(backend)
+        backend.store.make_durable()
+        log = own_valkey.folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
+        safe = log.stat().st_size
+        stalled = Process(backend, lambda other: run_shards(other, batch.id))
+        while not (stalled.writing.startswith("results/") and stalled.writing.endswith(f".{part}")):
+            stalled.step()
+            assert not stalled.ended
+        own_valkey.kill()
+        os.truncate(log, safe)  # No line has been answered, let alone sealed.
+        own_valkey.start()
+        serve_model(backend)
+        if wakes == "before the end":
+            stalled.finish()
+        story.num_runs = NUM_SHARDS
+        story.bring_to_an_end()
+        done = story.check()
+        stalled.finish()
+        assert stalled.error is None or isinstance(stalled.error, LATE)
+        story.seen = []  # Who reads from the beginning, by the index, reads the same.
+        assert story.check() == done
+        story.check_leftovers(done)
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("PRESSRUN_TEST_BLACKOUTS", "4"))))

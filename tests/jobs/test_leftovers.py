@@ -9,8 +9,11 @@ from pressrun.jobs.backend import Backend
 from pressrun.jobs.finish import seal_shard, validate_batch
 from pressrun.jobs.leftovers import sweep_segments
 from pressrun.jobs.records import Batch, Claim, Segment
+from pressrun.jobs.results import read_results
+from pressrun.jobs.retry import retry_batch
 from pressrun.jobs.shards import parse_segment
-from pressrun.jobs.submit import create_job, job_result
+from pressrun.jobs.store import batch_key, file_key
+from pressrun.jobs.submit import create_job, delete_file, job_result
 
 from .conftest import MakeBatch, chat_line
 from .simulated import Process, answer, commit, missing, run_shard
@@ -38,7 +41,7 @@ def segments(backend: Backend) -> list[str]:
 def test_who_seals_too_late_takes_its_own_segment_away_and_no_other(backend: Backend, batch: Batch) -> None:
     late = complete(backend, batch, "late")
     stalled = Process(backend, lambda other: seal_shard(other, late))
-    stalled.step(3)  # It has written, and has not said so.
+    stalled.step(4)  # It has written, and has not said so.
     run_shard(backend, batch.id, 0)
     (kept,) = set(segments(backend)) - {batch.segment_blob(0, "output", "late")}
     stalled.finish()
@@ -68,6 +71,37 @@ def test_what_came_after_the_end_is_swept_and_what_is_in_use_is_not(
     backend.blobs.put("segments/batch_unknown/00000000.own_x.output", [b"x"])
     sweep_segments(backend)
     assert segments(backend) == sorted([*in_use, "segments/batch_unknown/00000000.own_x.output"])
+
+
+def test_files_of_an_earlier_version_are_read_and_deleted_where_they_are(backend: Backend, batch: Batch) -> None:
+    for shard in (0, 1):
+        run_shard(backend, batch.id, shard)
+    now = backend.store.batch(batch.id)
+    ids = list(filter(None, (now.output_file_id, now.error_file_id)))
+    before = read_results(backend, batch.id, 0, 100).lines
+    for file_id in ids:
+        file = backend.store.file(file_id)
+        backend.blobs.put(f"files/{file_id}", list(backend.blobs.open(file.blob)))
+        backend.redis.hdel(file_key(file_id), "stored_as")
+    backend.blobs.put(f"files/{ids[0]}.index", list(backend.blobs.open(now.index_blob)))
+    backend.redis.hdel(batch_key(batch.id), "results_name")
+    for key in backend.blobs.list("results"):
+        backend.blobs.delete(key)
+    assert read_results(backend, batch.id, 0, 100).lines == before
+    for file_id in ids:
+        delete_file(backend, file_id)
+    assert list(backend.blobs.list("files")) == [f"files/{batch.input_file_id}"]
+
+
+def test_a_retry_sweeps_what_others_had_written_of_the_generation_before(backend: Backend, batch: Batch) -> None:
+    for shard in (0, 1):
+        run_shard(backend, batch.id, shard)
+    kept = list(backend.blobs.list(batch.results_folder))
+    backend.blobs.put(f"{batch.results_by('late')}.output", [b"x"])
+    retry_batch(backend, batch.id, ["c0"])
+    validate_batch(backend, batch.id)
+    assert list(backend.blobs.list(batch.results_folder)) == kept
+    assert len(kept) in (2, 3)
 
 
 def test_the_answer_of_a_job_is_its_sealer_s_whoever_comes_late(backend: Backend) -> None:

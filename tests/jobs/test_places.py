@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
+from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs import places
-from pressrun.jobs.backend import Backend
+from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.blobs.s3 import S3Blobs
-from pressrun.jobs.errors import BlobsUnavailable, SettingsError, UserError
+from pressrun.jobs.errors import BlobMissing, BlobsUnavailable, SettingsError, UserError
 from pressrun.jobs.finish import end_batch, validate_batch, wind_up
 from pressrun.jobs.records import Batch
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.submit import create_batch
+from pressrun.jobs.store import Store, batch_key
+from pressrun.jobs.submit import create_batch, create_file
 
-from .conftest import MakeBackend, chat_line, encode
+from .conftest import MakeBackend, OwnValkey, chat_line, encode, serve_model
 from .simulated import run_shard
 
 BUCKET = "pressrun"
@@ -72,7 +78,7 @@ def test_an_object_becomes_the_input_file_and_results_go_back(
     assert (batch.status, batch.delivery_error) == ("completed", None)
     for part, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
         delivered = b"".join(bucket.open(f"{folder}/out/today/{batch.id}_{part}.jsonl"))
-        assert delivered == b"".join(backend.blobs.open(f"files/{file_id}"))
+        assert delivered == b"".join(backend.blobs.open(backend.store.file(file_id).blob))
 
 
 @pytest.mark.parametrize(
@@ -197,5 +203,60 @@ def test_an_end_waits_for_its_bucket_and_then_says_why_it_did_not(
     end_batch(backend, batch.id)
     batch = backend.store.batch(batch.id)
     assert (batch.status, batch.delivery_error) == ("completed", "nobody answers")
-    answers = b"".join(backend.blobs.open(f"files/{batch.output_file_id}")).splitlines()
+    answers = b"".join(backend.blobs.open(batch.result_blob("output"))).splitlines()
     assert json.loads(answers[0])["response"]["status_code"] == 200
+
+
+def test_who_delivers_too_late_delivers_the_same_after_a_crash_of_redis(
+    own_valkey: OwnValkey, bucket: S3Blobs, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = own_valkey.folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
+    safe, stalled, go_on = 0, Event(), Event()
+    put, wait = S3Blobs.put, Store.make_durable
+
+    def stall_once(store: S3Blobs, key: str, chunks: Iterable[bytes]) -> int:
+        held = list(chunks)
+        if not stalled.is_set():
+            stalled.set()
+            assert go_on.wait(20)
+        return put(store, key, held)
+
+    def make_durable(store: Store) -> None:
+        nonlocal safe
+        wait(store)
+        safe = log.stat().st_size
+
+    monkeypatch.setattr(Store, "make_durable", make_durable)
+    settings = load_settings({}, data_dir=tmp_path, shard_lines=10, s3_outputs=f"{BUCKET}/{folder}/out")
+    with own_valkey.client() as redis:
+        backend = backend_on(settings, redis)
+        serve_model(backend)
+        file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[LINES])
+        batch = create(backend, file.id, f"s3://{BUCKET}/{folder}/out/")
+        validate_batch(backend, batch.id)
+        backend.store.make_durable()
+        monkeypatch.setattr(S3Blobs, "put", stall_once)
+        late = Thread(target=_until_it_is_late, args=[backend, batch.id])
+        late.start()
+        assert stalled.wait(20)
+        own_valkey.kill()
+        os.truncate(log, safe)
+        own_valkey.start()
+        redis.delete(f"{batch_key(batch.id)}:lock")
+        serve_model(backend)
+        while backend.shards.unsealed(batch.id):
+            run_shard(backend, batch.id, 0, seed=2)  # Whose answers are others, if any are missing.
+        end_batch(backend, batch.id)
+        go_on.set()
+        late.join()
+        done = backend.store.batch(batch.id)
+        assert done.status == "completed"
+        for part in ("output", "error"):
+            delivered = b"".join(bucket.open(f"{folder}/out/{batch.id}_{part}.jsonl"))
+            assert delivered == b"".join(backend.blobs.open(done.result_blob(part)))  # type: ignore[arg-type]
+
+
+def _until_it_is_late(backend: Backend, batch_id: str) -> None:
+    with suppress(LockNotOwnedError, BlobMissing):
+        while backend.shards.unsealed(batch_id):  # It may have been released halfway.
+            run_shard(backend, batch_id, 0, seed=1)

@@ -48,7 +48,9 @@ def names(lines: list[bytes]) -> list[str]:
 def files(backend: Backend, batch: Batch) -> list[bytes]:
     ended = backend.store.batch(batch.id)
     ids = [file_id for file_id in (ended.output_file_id, ended.error_file_id) if file_id]
-    return [line for file_id in ids for line in b"".join(backend.blobs.open(f"files/{file_id}")).splitlines()]
+    return [
+        line for file_id in ids for line in b"".join(backend.blobs.open(backend.store.file(file_id).blob)).splitlines()
+    ]
 
 
 def finish(backend: Backend, batch: Batch) -> None:
@@ -164,10 +166,9 @@ def test_deleting_a_result_file_deletes_its_index_and_the_results_are_gone(backe
     batch = running(backend, 5)
     finish(backend, batch)
     batch = backend.store.batch(batch.id)
-    assert batch.index_blob in list(backend.blobs.list("files"))
-    first = batch.index_blob.removeprefix("files/").removesuffix(".index")
-    delete_file(backend, first)
-    assert batch.index_blob not in list(backend.blobs.list("files"))
+    assert batch.index_blob in list(backend.blobs.list(batch.results_folder))
+    delete_file(backend, str(batch.output_file_id or batch.error_file_id))
+    assert batch.index_blob not in list(backend.blobs.list(batch.results_folder))
     with pytest.raises(NotFound, match="was deleted or has expired"):
         read_results(backend, batch.id, 0, 10)
 

@@ -58,7 +58,7 @@ def results(backend: Backend, file_id: str | None) -> dict[str, object]:
     """The run in which each line of a file came, or its error; in the order of the file."""
     if file_id is None:
         return {}
-    lines = map(json.loads, b"".join(backend.blobs.open(f"files/{file_id}")).splitlines())
+    lines = map(json.loads, b"".join(backend.blobs.open(backend.store.file(file_id).blob)).splitlines())
     found = {line["custom_id"]: line["response"]["body"].get("run") if line["response"] else None for line in lines}
     assert list(found) == sorted(found)
     return found
@@ -227,10 +227,12 @@ def test_what_was_deleted_cannot_be_retried_and_what_is_retried_is_not_deleted(
     with pytest.raises(Conflict, match="has been deleted"):
         retry_batch(backend, gone.id, "failed")
     retry_batch(backend, batch.id, "failed")
+    blob = backend.store.file(getattr(batch, which)).blob
     delete_file(backend, getattr(batch, which))
+    assert backend.blobs.size(blob)
     assert run_all(backend, batch, well(2)).counts.completed == 10
     sweep_files(backend, [getattr(batch, which)])
-    assert f"files/{getattr(batch, which)}" not in backend.blobs.list("files")
+    assert blob not in [*backend.blobs.list("files"), *backend.blobs.list("results")]
 
 
 def test_a_file_that_is_torn_away_by_other_hands_fails_the_retry_and_takes_no_result(
@@ -259,7 +261,7 @@ def test_of_two_who_retry_at_once_one_does(backend: Backend, make_batch: MakeBat
 
 def test_one_who_ended_the_generation_before_and_stalled_does_no_harm(backend: Backend, make_batch: MakeBatch) -> None:
     """It stands still at every call from ending the batch on, while the batch is opened again and has run."""
-    for steps in range(5, 120):
+    for steps in range(7, 130):
         batch = make_batch([chat_line(name) for name in NAMES])
         validate_batch(backend, batch.id)
         *first, last = backend.shards.unsealed(batch.id)

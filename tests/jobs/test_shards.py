@@ -53,7 +53,7 @@ def running(backend: Backend, make_batch: MakeBatch, num_lines: int) -> Batch:
 
 def output(backend: Backend, batch: Batch, part: str = "output") -> list[bytes]:
     file_id = getattr(backend.store.batch(batch.id), f"{part}_file_id")
-    return b"".join(backend.blobs.open(f"files/{file_id}")).splitlines() if file_id else []
+    return b"".join(backend.blobs.open(backend.store.file(file_id).blob)).splitlines() if file_id else []
 
 
 def test_a_batch_runs_from_validation_to_its_output_file(backend: Backend, make_batch: MakeBatch) -> None:
@@ -178,7 +178,7 @@ def test_ending_a_batch_again_after_a_crash_gives_the_same(
     def crash(*_: object, **__: object) -> None:
         raise Crash
 
-    target = {"nothing": "pressrun.jobs.finish.publish", "files": "pressrun.jobs.store.Store.move"}
+    target = {"nothing": "pressrun.jobs.finish.publish", "files": "pressrun.jobs.store.Store.end"}
     with monkeypatch.context() as patch:
         patch.setattr(target.get(done_before, "pressrun.jobs.finish._clean"), crash)
         with pytest.raises(Crash):
@@ -274,7 +274,7 @@ def test_an_unknown_batch_is_neither_fed_nor_tended_nor_claimed(backend: Backend
 def halted(backend: Backend, batch: Batch, taken: Claim, before: str) -> Process:
     """A worker that stands still as it seals, before it writes (`put`) or before it says so (`seal`)."""
     process = Process(backend, lambda other: seal_shard(other, taken))
-    process.step(2 if before == "put" else 3)
+    process.step(2 if before == "put" else 4)
     written = list(backend.blobs.list(f"segments/{batch.id}"))
     assert written == [batch.segment_blob(0, "output", taken.owner)] * (before == "seal")
     return process

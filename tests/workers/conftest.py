@@ -117,7 +117,7 @@ class Farm:
     def lines(self, file_id: str | None) -> list[dict[str, Any]]:
         if file_id is None:
             return []
-        raw = b"".join(self.backend.blobs.open(f"files/{file_id}"))
+        raw = b"".join(self.backend.blobs.open(self.backend.store.file(file_id).blob))
         return [json.loads(line) for line in raw.splitlines()]
 
     def results(self, batch: Batch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -114,7 +114,7 @@ def num_running(worker: PressrunWorker) -> int:
 
 
 def codes(backend: Backend, batch: Batch) -> list[str]:
-    raw = b"".join(backend.blobs.open(f"files/{backend.store.batch(batch.id).error_file_id}"))
+    raw = b"".join(backend.blobs.open(backend.store.batch(batch.id).result_blob("error")))
     return [json.loads(line)["error"]["code"] for line in raw.splitlines()]
 
 

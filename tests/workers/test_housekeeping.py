@@ -97,7 +97,7 @@ def ids(backend: Backend, batch: Batch) -> dict[str, list[str]]:
     found = {}
     for part in ("output", "error"):
         file_id = getattr(backend.store.batch(batch.id), f"{part}_file_id")
-        raw = b"".join(backend.blobs.open(f"files/{file_id}")) if file_id else b""
+        raw = b"".join(backend.blobs.open(backend.store.file(file_id).blob)) if file_id else b""
         found[part] = [json.loads(line)["custom_id"] for line in raw.splitlines()]
     return found
 
@@ -252,7 +252,7 @@ def test_a_shard_that_never_gets_anywhere_ends_as_error_lines(backend: Backend, 
     assert done.status == "completed"
     assert set(names(12)[4:8]) <= set(found["error"])
     assert sorted(found["output"] + found["error"]) == names(12)
-    raw = b"".join(backend.blobs.open(f"files/{done.error_file_id}"))
+    raw = b"".join(backend.blobs.open(done.result_blob("error")))
     assert raw.count(b"worker_lost") == 4
     assert (done.counts.unrun, done.counts.done) == (0, 12)
 
@@ -275,7 +275,7 @@ def test_a_batch_that_ends_early_answers_every_line(backend: Backend, when: str,
     assert done.status == why
     assert sorted(found["output"] + found["error"]) == names(20)
     assert done.counts.unrun == (20 if when == "before validation" else 16)
-    raw = b"".join(backend.blobs.open(f"files/{done.error_file_id}"))
+    raw = b"".join(backend.blobs.open(done.result_blob("error")))
     assert raw.count(b'"code":"batch_%s"' % why.encode()) == done.counts.unrun
     until(lambda: queue_length(backend) == 0)
 

@@ -154,7 +154,7 @@ def test_workers_tell_of_their_lines_and_engines_through_redis(farm: Any) -> Non
 
 def file_bytes(farm: Any, part: str) -> bytes:
     (batch,) = farm.backend.store.batches().items
-    return b"".join(farm.backend.blobs.open(f"files/{getattr(batch, f'{part}_file_id')}"))
+    return b"".join(farm.backend.blobs.open(batch.result_blob(part)))
 
 
 def test_the_death_of_an_engine_takes_nothing_off_the_counters(farm: Any) -> None:
