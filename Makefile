@@ -23,7 +23,7 @@ install: $(VENV)/.user
 
 # Two processes, each with a Valkey of its own: most tests wait more than they compute.
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from ..engine.request import URGENT, Attend, Load, ModelInfo, Output, Request
 PR_SET_PDEATHSIG = 1
 LOAD_INTERVAL_S = 0.2
 MOST_AT_ONCE = 32  # Requests between two steps.
+SWITCH_S = 0.0005  # Python's 5 ms are a fifth of a step, which a thread that unpacks requests may take each time.
 
 
 class Engine(Protocol):
@@ -86,6 +87,7 @@ def main(pipe: Connection, factory: Callable[[], Engine], parent_pid: int) -> No
     inbox: SimpleQueue[Command | None] = SimpleQueue()
     outbox: SimpleQueue[Any] = SimpleQueue()
     outbox.put(Started(info=engine.info, load=engine.load()))
+    sys.setswitchinterval(SWITCH_S)
     threading.Thread(target=_read, args=(pipe, inbox), daemon=True).start()
     threading.Thread(target=_write, args=(pipe, outbox), daemon=True).start()
     EngineLoop(engine, inbox, outbox).run()

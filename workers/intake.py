@@ -26,7 +26,7 @@ from .prompts import Prepared, Prompts
 from .shard import Ticket
 from .waker import Waker
 
-MOST_THREADS = 8
+MOST_THREADS = 4  # Of what they do only tokenizing goes on beside others; more would keep online requests waiting.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

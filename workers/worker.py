@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -63,6 +64,7 @@ LOOK_S = 1.0
 BEAT_S = 10.0
 CARD_S = 2.0  # The card tells the measured speed, which ETAs are made of.
 MOST_TICKETS = 512
+SWITCH_S = 0.0005
 
 
 class PressrunWorker(RqDesk):
@@ -398,6 +400,8 @@ def run_with(
     grace_s: float = GRACE_S,
 ) -> int:
     """Work with a given engine until told to stop; the exit code."""
+    # Threads that prepare a batch's lines would each keep an online request waiting for ten times as long.
+    sys.setswitchinterval(SWITCH_S)
     engine = EngineProcess(factory)
     try:
         backend = connect(settings)

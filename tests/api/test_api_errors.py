@@ -38,7 +38,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/images/generations"),
         ("GET", "/v1/uploads/upload_x"),
         ("GET", "/v1/nothing"),
         ("GET", "/"),
@@ -52,8 +52,8 @@ def test_a_path_that_is_not_there_is_404_and_named(api: Api, method: str, path: 
 
 
 def test_a_route_that_is_not_built_gives_the_sdk_a_clear_error(api: Api) -> None:
-    with pytest.raises(openai.NotFoundError, match="POST /v1/chat/completions"):
-        api.openai.chat.completions.create(model="m", messages=[])
+    with pytest.raises(openai.NotFoundError, match="POST /v1/images/generations"):
+        api.openai.images.generate(prompt="a cat")
 
 
 def test_a_method_that_a_path_does_not_take_is_405_and_says_which_it_does(api: Api) -> None:

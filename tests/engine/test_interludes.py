@@ -106,7 +106,7 @@ def test_nobody_draws_anything_else_because_of_who_came_in_between(
     batch, urgent = crowd(ask)
     roomy = make_engine(deep)
     alone = {one.id: roomy.finish([one])[one.id].token_ids for one in [*batch, *urgent]}
-    for seed in range(4):
+    for seed in range(2):
         engine = make_engine(deep, page_size=4, async_scheduling=late, **settings)
         attendant = Attendant(engine, urgent, seed)
         engine.add(batch)

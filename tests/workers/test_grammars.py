@@ -97,7 +97,7 @@ def test_plain_text_has_no_grammar() -> None:
         ({"response_format": named({"type": "strin"})}, "response_format.json_schema.schema", "Invalid type: strin"),
         ({"response_format": named({"$ref": "#/a"})}, "response_format.json_schema.schema", "does not exist"),
         ({"response_format": named({"$ref": "https://a.b/c"})}, "response_format.json_schema.schema", "https://a.b/c"),
-        ({"response_format": named({"const": "\ud800"})}, "response_format.json_schema.schema", "no JSON"),
+        ({"response_format": named({"const": "\ud800"})}, "response_format.json_schema.schema", "a surrogate pair"),
         ({"structured_outputs": {"json": "[]"}}, "structured_outputs.json", "must be a JSON object"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "no JSON"),
         ({"structured_outputs": {"json": "[" * 60000}}, "structured_outputs.json", "no JSON"),

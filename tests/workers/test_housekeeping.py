@@ -16,7 +16,7 @@ from redis import Redis
 
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.ids import job_id
-from pressrun.jobs.queue import queue_of, rq_queue
+from pressrun.jobs.queue import queue_of, queued_job_ids, rq_job_id, rq_queue
 from pressrun.jobs.records import ENDED, Batch, BatchKind
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import CARE, FED, batch_key
@@ -317,7 +317,7 @@ def test_a_job_whose_submission_broke_off_is_run_all_the_same(backend: Backend, 
         housekeeping.validate_batch(backend, job.id)
         backend.shards.feed([job.id], 1)
     with housekeepers(backend):
-        until(lambda: queue_length(backend, "job") == 1)
+        until(lambda: rq_job_id(job.id, 0) in queued_job_ids(backend.redis, "job"))
         assert backend.redis.zscore(CARE["batch"], job.id) is None  # Else it would be fed as a batch too.
         work_until_ended(backend, job)
     result = job_result(backend, backend.store.batch(job.id))
