@@ -42,20 +42,30 @@ def test_the_demo_answers_real_prompts_and_shows_them(pressrun: Pressrun, data: 
     assert left_in(data) == []
 
 
-def test_an_interrupted_demo_stops_what_it_started(data: Path, environment: Callable[..., Any]) -> None:
+def interrupted_demo(environment: dict[str, str], log: Path) -> tuple[int, str]:
+    """The exit code of a demo that is interrupted as soon as its service runs, and what it said."""
+    log.unlink(missing_ok=True)
     demo = subprocess.Popen(
         [sys.executable, "-m", "pressrun.cli", "demo", "--engine", "echo"],
-        env=environment(data_dir=data),
+        env=environment,
         stdout=subprocess.PIPE,
         text=True,
     )
-    log = data / "demo" / "up.log"
     deadline = time.monotonic() + 30
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.01)
     os.kill(demo.pid, signal.SIGINT)
     said, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 130
+    return demo.returncode, said
+
+
+def test_an_interrupted_demo_stops_what_it_started(data: Path, environment: Callable[..., Any]) -> None:
+    log = data / "demo" / "up.log"
+    for _ in range(3):
+        status, said = interrupted_demo(environment(data_dir=data), log)
+        if status:
+            break  # Else all was answered before it was interrupted: the machine had other things to do.
+    assert status == 130
     assert "Interrupted; everything is stopped." in said
     assert [path.name for path in log.parent.iterdir()] == ["up.log"]
     assert log.read_text().rstrip().endswith("pressrun.up: stopped")
