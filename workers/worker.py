@@ -64,7 +64,7 @@ LOOK_S = 1.0
 BEAT_S = 10.0
 CARD_S = 2.0  # The card tells the measured speed, which ETAs are made of.
 MOST_TICKETS = 512
-SWITCH_S = 0.0005
+SWITCH_S = 0.001
 
 
 class PressrunWorker(RqDesk):
@@ -400,7 +400,7 @@ def run_with(
     grace_s: float = GRACE_S,
 ) -> int:
     """Work with a given engine until told to stop; the exit code."""
-    # Threads that prepare a batch's lines would each keep an online request waiting for ten times as long.
+    # Threads that prepare a batch's lines would each keep an online request waiting for five times as long.
     sys.setswitchinterval(SWITCH_S)
     engine = EngineProcess(factory)
     try:
