@@ -158,14 +158,18 @@ def bench_rotate_and_write(bench: Bench, model: Model, num_tokens: int, normed: 
 
 
 def bench_sample(bench: Bench, num_rows: int, vocab_size: int) -> None:
-    """Drawing one token of each row; bytes are those of one pass over the logits, however many there are."""
-    logits = 3 * _randn(num_rows, vocab_size)
+    """Drawing one token of each row; bytes are those of one pass over the logits, however many there are.
+
+    Probabilities fall with the rank's power of -1.4, as those of words in a text do, with tokens in any order.
+    """
+    ranks = torch.stack([torch.randperm(vocab_size, device="cuda") for _ in range(num_rows)]).float() + 1
+    logits = (20 - 1.4 * ranks.log()).to(DTYPE) + 0.3 * _randn(num_rows, vocab_size)
     rows = torch.arange(num_rows, device="cuda")
     for kind, temperature, top_k, top_p in (
         ("greedy", 0.0, 0, 1.0),
         ("unfiltered", 1.0, 0, 1.0),
         ("top_k 50", 1.0, 50, 1.0),
-        ("top_p 0.9", 1.0, 0, 0.9),
+        ("top_p 0.95", 0.7, 0, 0.95),
     ):
         params = sample.SamplingRows(
             temperature_R=torch.full((num_rows,), temperature, device="cuda"),

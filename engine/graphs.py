@@ -56,6 +56,8 @@ class StepGraphs:
         self._drawn = Drawn(logits_SV=logits_RV, tokens_S=tokens_R)
         self.shapes = Shapes(max_rows, max_mixed_tokens)
         self._inputs = StepInputs.empty(self.shapes.max_tokens, max_rows, logits_RV.device)
+        # Steps that are only compiled find in it what was there before.
+        self._inputs.clear()
         num_words = NUM_LEVELS * (3 * NUM_SPANS + 1) + max_rows
         self._shared = torch.zeros(num_words, dtype=torch.int32, device=logits_RV.device)
         self._layers_a_part = -(-num_layers // NUM_PARTS)
@@ -90,11 +92,24 @@ class StepGraphs:
                 self._most_graphs = len(self._graphs)
                 log.warning("no memory for more than %d graphs, so none of %s: %s", self._most_graphs, shape, e)
         if graph is None:
-            drawn = self._step(shape, inputs, compute, before_layers(between))
+            drawn = self.compute(shape, inputs, compute, before_layers(between))
             self._has_run.add(shape)
             return drawn
         graph.replay(between)
         return self._drawn.narrowed(shape.num_rows)
+
+    def compute(
+        self,
+        shape: Shape,
+        inputs: StepInputs,
+        compute: Compute,
+        before_layer: Callable[[int], None] | None = None,
+    ) -> Drawn:
+        """Compute the step without graphs."""
+        shared = shared_prefixes(self._shared, shape.num_levels)
+        shared = replace(shared, own_first_keys=shared.own_first_keys[: shape.num_rows])
+        max_query_len, out = None if shape.mixed else 1, self._drawn.narrowed(shape.num_rows)
+        return compute(inputs, shared, max_query_len, out, before_layer)
 
     def drop_slow_sizes(self) -> None:
         """Forget each captured size that takes as long as a larger one: products of some sizes are slow."""
@@ -115,18 +130,6 @@ class StepGraphs:
         graph = self._graphs.get(shape)
         return None if graph is None else gpu_milliseconds(graph.replay)
 
-    def _step(
-        self,
-        shape: Shape,
-        inputs: StepInputs,
-        compute: Compute,
-        before_layer: Callable[[int], None] | None = None,
-    ) -> Drawn:
-        shared = shared_prefixes(self._shared, shape.num_levels)
-        shared = replace(shared, own_first_keys=shared.own_first_keys[: shape.num_rows])
-        max_query_len, out = None if shape.mixed else 1, self._drawn.narrowed(shape.num_rows)
-        return compute(inputs, shared, max_query_len, out, before_layer)
-
     def _capture(self, shape: Shape, inputs: StepInputs, compute: Compute) -> Captured:
         """Record a step without running it, and without waiting for what runs."""
         graphs: list[torch.cuda.CUDAGraph] = []
@@ -144,7 +147,7 @@ class StepGraphs:
         with torch.cuda.stream(self._stream):
             begin()
             try:
-                self._step(shape, inputs, compute, cut)
+                self.compute(shape, inputs, compute, cut)
             except BaseException:
                 with suppress(RuntimeError):  # What went wrong tells more than that the capture did.
                     graphs[-1].capture_end()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..kernels.compiling import compiling
 from .config import EngineConfig
 from .errors import OutOfMemory
 from .loading import Loaded
@@ -155,6 +156,8 @@ def _measure_peak(config: EngineConfig, loaded: Loaded, layout: _Layout, sizes: 
     num_columns = -(-loaded.max_model_len // page_size)
     try:
         step = _largest_step(num_pages, num_tokens, page_size, num_columns, device)
+        with compiling(device):
+            loaded.model.forward(torch.zeros_like(step.positions), step, kv)
         hidden_SE = loaded.model.forward(torch.zeros_like(step.positions), step, kv)
         # Drawing works on float32 logits of the rows that ask for more than the likeliest token, in a few copies.
         logits_SV = loaded.model.logits(hidden_SE[: sizes.num_rows])

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..kernels.compiling import compiling
 from ..kernels.paged_attention import SharedPrefixes
 from ..kernels.step_inputs import StepInputs, step_inputs
 from .allowed import Allowed
@@ -156,26 +157,29 @@ class Runner:
 
         Before any page is owned, because it writes to page 0.
         """
-        graphs = self._graphs
-        if graphs is None:
+        graphs, urgent = self._graphs, self._urgent_graphs
+        if graphs is None or urgent is None:
             return
-        self._sampler.warm_up(self._model.new_logits(1).dtype)
         # The largest first: the others then find memory enough in the graphs' pool.
-        for size in reversed(graphs.shapes.sizes):
-            self._warm_up(graphs, graphs.shapes.decodes(size), num_times=2)
+        decodes = [graphs.shapes.decodes(size) for size in reversed(graphs.shapes.sizes)]
+        paced, doubling = graphs.shapes.paced(num_paced_tokens), urgent.shapes.doubling()
+        self._compile(graphs, [*decodes, *paced, *_once(graphs, shares_reading), *_most_rows(graphs, shares_reading)])
+        self._compile(urgent, doubling)
+        self._warm_up(graphs, decodes, num_times=2)
         graphs.drop_slow_sizes()
-        for shape in graphs.shapes.paced(num_paced_tokens):
-            self._warm_up(graphs, shape, num_times=2)
-        if self._urgent_graphs is not None:
-            for shape in self._urgent_graphs.shapes.doubling():
-                self._warm_up(self._urgent_graphs, shape, num_times=2)
+        self._warm_up(graphs, paced, num_times=2)
+        self._warm_up(urgent, doubling, num_times=2)
         # Few rows and many run different kernels, and so do prefills; which of these shapes are worth capturing, only
         # work will tell.
-        fewest, most = graphs.shapes.sizes[0], graphs.shapes.sizes[-1]
-        for num_levels in range(1 + NUM_LEVELS * shares_reading):
-            self._warm_up(graphs, graphs.shapes.decodes(fewest, num_levels), num_times=1)
-            self._warm_up(graphs, graphs.shapes.decodes(most, num_levels), num_times=2)
-            self._warm_up(graphs, graphs.shapes.exact(2, 1, num_levels), num_times=1)
+        self._warm_up(graphs, _once(graphs, shares_reading), num_times=1)
+        self._warm_up(graphs, _most_rows(graphs, shares_reading), num_times=2)
+
+    def _compile(self, graphs: StepGraphs, shapes: Sequence[Shape]) -> None:
+        """What steps of these shapes launch, and draws that are made again."""
+        with compiling(self._device):
+            self._sampler.warm_up(self._model.new_logits(1).dtype)
+            for shape in self._possible(shapes):
+                graphs.compute(shape, self._fill_in(graphs, shape), self._compute)
 
     @torch.inference_mode()
     def spared_tokens_worth_sharing(self) -> int | None:
@@ -198,12 +202,15 @@ class Runner:
         self._fill_in(graphs, shape)
         return graphs.milliseconds(shape)
 
-    def _warm_up(self, graphs: StepGraphs, shape: Shape | None, *, num_times: int) -> None:
-        """Run a step of a shape, if that is one, with its tokens shared out among its rows."""
-        if shape is None or -(-shape.num_tokens // shape.num_rows) > self._max_len:
-            return
-        for _ in range(num_times):
-            graphs.run(shape, self._fill_in(graphs, shape), self._compute)
+    def _warm_up(self, graphs: StepGraphs, shapes: Sequence[Shape], *, num_times: int) -> None:
+        """Run steps of these shapes, each with its tokens shared out among its rows."""
+        for shape in self._possible(shapes):
+            for _ in range(num_times):
+                graphs.run(shape, self._fill_in(graphs, shape), self._compute)
+
+    def _possible(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Those whose tokens no row is too short for."""
+        return [shape for shape in shapes if -(-shape.num_tokens // shape.num_rows) <= self._max_len]
 
     def _fill_in(self, graphs: StepGraphs, shape: Shape) -> StepInputs:
         """The inputs of a step of exactly this shape, all of row 0, whose rows share a page on each level."""
@@ -334,6 +341,22 @@ class Runner:
             logits_SV, inputs.rows_Q, inputs.context_lens_Q, None if out is None else out.tokens_S
         )
         return Drawn(logits_SV=logits_SV, tokens_S=tokens_S)
+
+
+def _once(graphs: StepGraphs, shares_reading: bool) -> list[Shape]:
+    """On each level of sharing a decode and a prefill of the fewest rows."""
+    fewest = graphs.shapes.sizes[0]
+    few = [(graphs.shapes.decodes(fewest, num), graphs.shapes.exact(2, 1, num)) for num in _levels(shares_reading)]
+    return [shape for pair in few for shape in pair if shape is not None]
+
+
+def _most_rows(graphs: StepGraphs, shares_reading: bool) -> list[Shape]:
+    """On each level of sharing the largest decode."""
+    return [graphs.shapes.decodes(graphs.shapes.sizes[-1], num) for num in _levels(shares_reading)]
+
+
+def _levels(shares_reading: bool) -> range:
+    return range(1 + NUM_LEVELS * shares_reading)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ rows, N pages a row in the table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -42,6 +42,11 @@ class StepInputs:
             context_lens_Q=make(num_rows),
             last_Q=make(num_rows),
         )
+
+    def clear(self) -> None:
+        """Make all of it zero."""
+        for field in fields(self):
+            getattr(self, field.name).zero_()
 
     def narrowed(self, num_tokens: int, num_rows: int) -> StepInputs:
         """Views of the beginning of each tensor."""

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .triton_compiling import launcher
 from .triton_device import num_processors
 
 BLOCK_M, BLOCK_N, BLOCK_K, NUM_WARPS = 128, 256, 64, 8
@@ -131,7 +132,7 @@ def gated_product(x_TK: Tensor, weight_2FK: Tensor) -> Tensor:
     num_tiles = _num_tiles(num_tokens, 2 * num_features)
     sharers = num_sharers(num_tiles, num_inputs, processors)
     parts, counts = _meeting_place(x_TK.device) if sharers > 1 else (None, None)
-    _gated_product_kernel[(min(num_tiles, processors),)](
+    launcher(_gated_product_kernel, (min(num_tiles, processors),))(
         TensorDescriptor.from_tensor(x_TK, [BLOCK_M, BLOCK_K]),
         TensorDescriptor.from_tensor(weight_2FK, [BLOCK_N, BLOCK_K]),
         TensorDescriptor.from_tensor(y_TF, [BLOCK_M, BLOCK_N // 2]),

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_compiling import launcher
+
 _FIRST = tl.constexpr(0x7FEB352D)
 _SECOND = tl.constexpr(0x846CA68B)
 _GOLDEN = tl.constexpr(0x9E3779B9)
@@ -40,14 +42,19 @@ def words_of(token_ids, key, late_key):
 
 
 @triton.jit
+def uniform_of(words):
+    """0 < v < 1, in float32."""
+    return tl.minimum((words >> 1).to(tl.int32).to(tl.float32) * (2.0**-31) + 2.0**-32, 1 - 2.0**-24)
+
+
+@triton.jit
 def gumbel_of(words):
     """-log(e) with e = -log(1 - v), exact to a few roundings at any v: small ones, where noise is large, decide.
 
     For v < ½ e is 2·artanh(v / (2 - v)) by its series, whose eighth term is below 2⁻²⁵; a GPU's logarithm is not
     exact near 1.
     """
-    v = (words >> 1).to(tl.int32).to(tl.float32) * (2.0**-31) + 2.0**-32
-    v = tl.minimum(v, 1 - 2.0**-24)
+    v = uniform_of(words)
     s = v / (2 - v)
     t = s * s
     series = 1 + t * (1 / 3 + t * (1 / 5 + t * (1 / 7 + t * (1 / 9 + t * (1 / 11 + t * (1 / 13))))))
@@ -69,5 +76,5 @@ def noise_words(seed_S2: Tensor, position_S: Tensor, token_ids_K: Tensor) -> Ten
     assert all(x.is_contiguous() for x in (seed_S2, position_S, token_ids_K))
     words_SK = seed_S2.new_empty((len(seed_S2), len(token_ids_K)), dtype=torch.int32)
     grid = (len(seed_S2), triton.cdiv(len(token_ids_K), 1024))
-    _noise_words_kernel[grid](seed_S2, position_S, token_ids_K, words_SK, len(token_ids_K), BLOCK_K=1024)
+    launcher(_noise_words_kernel, grid)(seed_S2, position_S, token_ids_K, words_SK, len(token_ids_K), BLOCK_K=1024)
     return words_SK

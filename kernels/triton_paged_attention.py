@@ -24,6 +24,7 @@ from .triton_attention_long import long_kernel
 from .triton_attention_shared import shared_kernel
 from .triton_attention_short import merge_kernel, short_kernel
 from .triton_attention_tiling import Tiling
+from .triton_compiling import launcher
 
 
 def paged_attention(
@@ -153,7 +154,7 @@ def _launch_shared(call: _Call, shared: SharedPrefixes, tiling: Tiling, num_part
     for index, level in enumerate(shared.levels):
         num_groups = level.first_keys.shape[0]
         num_tiles = call.num_rows // rows_per_tile + num_groups
-        shared_kernel[(num_tiles * call.num_kv_heads, num_parts)](
+        launcher(shared_kernel, (num_tiles * call.num_kv_heads, num_parts))(
             *call.inputs,
             level.group_starts,
             level.first_keys,
@@ -187,7 +188,7 @@ def _launch_short(
     if num_splits > 1:
         parts_lse = out_THD.new_empty(num_splits, num_programs, tiling.block_m, dtype=torch.float32)
         parts = out_THD.new_empty(*parts_lse.shape, call.constants["HEAD_SIZE"], dtype=torch.float32)
-    short_kernel[(num_programs, num_splits)](
+    launcher(short_kernel, (num_programs, num_splits))(
         *call.inputs,
         out_THD,
         parts,
@@ -208,7 +209,9 @@ def _launch_short(
     if num_splits > 1:
         sizes = {name: call.constants[name] for name in ("NUM_KV_HEADS", "REPEATS", "HEAD_SIZE", "BLOCK_D")}
         starts_S1 = call.inputs[5]
-        merge_kernel[(num_programs,)](parts, parts_lse, starts_S1, out_THD, num_splits, **sizes, BLOCK_M=tiling.block_m)
+        launcher(merge_kernel, (num_programs,))(
+            parts, parts_lse, starts_S1, out_THD, num_splits, **sizes, BLOCK_M=tiling.block_m
+        )
 
 
 def _launch_long(call: _Call, tiling: Tiling, short_m: int) -> None:
@@ -218,7 +221,7 @@ def _launch_long(call: _Call, tiling: Tiling, short_m: int) -> None:
     num_tiles = min(by_rows, by_tokens)
     if not num_tiles:
         return
-    long_kernel[(num_tiles * call.num_kv_heads,)](
+    launcher(long_kernel, (num_tiles * call.num_kv_heads,))(
         *call.inputs,
         call.out,
         *call.descriptors(tiling),

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_compiling import launcher
+
 # Elements a program holds at least: short rows (norms of single heads) are taken several at a time.
 MIN_PROGRAM_ELEMENTS = 2048
 
@@ -47,7 +49,7 @@ def rms_norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     block_e = triton.next_power_of_2(size)
     block_t = max(1, MIN_PROGRAM_ELEMENTS // block_e)
-    _rms_norm_kernel[(triton.cdiv(rows.shape[0], block_t),)](
+    launcher(_rms_norm_kernel, (triton.cdiv(rows.shape[0], block_t),))(
         rows,
         weight_E.contiguous(),
         y_TE,

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_compiling import launcher
+
 # Elements that a program holds at most, where single heads are not longer.
 PROGRAM_ELEMENTS = 2048
 # The largest value of float8_e4m3fn.
@@ -210,7 +212,7 @@ def rotate_and_write(
     block_n = max(1, PROGRAM_ELEMENTS // block_d)
     block_h, block_g = (min(block_n, triton.next_power_of_2(n)) for n in (num_heads, num_kv_heads))
     num_parts = triton.cdiv(num_heads, block_h) + 2 * triton.cdiv(num_kv_heads, block_g)
-    _rotate_and_write_kernel[(num_tokens, num_parts)](
+    launcher(_rotate_and_write_kernel, (num_tokens, num_parts))(
         qkv_TF,
         positions_T,
         slots_T,

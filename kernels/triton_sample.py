@@ -1,12 +1,19 @@
 # mypy: ignore-errors
 """The Triton kernel behind `kernels/sample.py`: one program draws from one line of logits.
 
-Filters are thresholds, found by search and not by sorting: logits become integers of the same order ("keys"), and each
-pass over the line settles two bits of the smallest key that passes, by how many tokens (top_k), or how much probability
-(top_p), lie above three candidates for it. So a filter costs 8 passes for 16-bit logits and 16 for float32, from the
-second on out of the cache. A greedy draw costs one pass, and so does one without filters.
+Filters are thresholds, found by search and not by sorting. First a floor is found below which no token can pass: from
+the largest logits of the columns that a program looks at at once (top_k), or from how little probability so many tokens
+can have together (top_p, min_p). The ids of what reaches it, the list, are noted, and all else happens among these in
+registers: logits become integers of the same order ("keys"), and each round settles two bits of the smallest key that
+passes, by how many tokens, or how much probability, lie above three candidates for it. Where the list would be too
+long, the next pass over the line raises the floor; where that does not help either, as among equals, each round is a
+pass.
+
+Without filters one pass is enough. Noise is made only for parts of the line in which some token could win: whether one
+could is seen from its word by comparing, before its noise is known.
 Where a line has allowed tokens, their bits are read beside the logits: an eighth of a byte to two or four.
-V vocabulary, S draws, L lines of logits, R rows, W words of 32 bits; `_V` marks what a program holds of it at once.
+V vocabulary, S draws, L lines of logits, R rows, W words of 32 bits; `_V` marks what a program holds of the vocabulary
+at once, `_C` the list.
 """
 
 import torch
@@ -15,10 +22,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .sample import SamplingRows
-from .triton_noise import draw_keys, gumbel_of, words_of
+from .triton_compiling import launcher
+from .triton_noise import draw_keys, gumbel_of, uniform_of, words_of
 
 BLOCK_V = 8192
+# Tokens that the list has room for: a few hundred are usual at a top_p of 0.95, and 50 at a top_k of 50.
+MOST_LISTED = 4096
+# Passes that look for a floor, before the whole line is searched; each leaves half of the distance to the largest.
+MAX_PASSES = tl.constexpr(6)
 _LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+# What roundings of exponents of up to some hundreds may make too small.
+_ROUNDED_UP = tl.constexpr(1.001)
 
 
 @triton.jit
@@ -75,19 +90,27 @@ def _largest_with_noise(
     VOCAB_SIZE: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Of the tokens whose key reaches the threshold and whose scaled logit, less the largest, reaches the least."""
+    """Of the tokens whose key reaches the threshold and whose scaled logit, less the largest, reaches the least.
+
+    Noise is at most -log(v), so that a token beats the best so far only if v is at most exp(its scaled logit - best).
+    """
     scaled_largest = tl.div_rn(largest, temperature)
-    best_V = tl.full((BLOCK_V,), float("-inf"), tl.float32)
-    best_ids_V = tl.zeros((BLOCK_V,), tl.int32)
+    rate = _LOG2_E / temperature
+    best, best_id = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
     for start in range(0, VOCAB_SIZE, BLOCK_V):
         ids_V = start + tl.arange(0, BLOCK_V)
         x_V = _logits(x_ptr, allowed_ptr, num_words, ids_V, VOCAB_SIZE)
-        scaled_V = tl.div_rn(x_V.to(tl.float32), temperature)
-        score_V = scaled_V + gumbel_of(words_of(ids_V, key, late_key))
-        better_V = (_ordered_keys(x_V) >= threshold) & (scaled_V - scaled_largest >= least) & (score_V > best_V)
-        best_ids_V = tl.where(better_V, ids_V, best_ids_V)
-        best_V = tl.where(better_V, score_V, best_V)
-    return _best(best_V, best_ids_V, VOCAB_SIZE)
+        words_V = words_of(ids_V, key, late_key)
+        bound_V = tl.exp2(x_V.to(tl.float32) * rate - best * _LOG2_E) * _ROUNDED_UP
+        if tl.max((uniform_of(words_V) <= bound_V).to(tl.int32), axis=0) > 0:
+            scaled_V = tl.div_rn(x_V.to(tl.float32), temperature)
+            passes_V = (_ordered_keys(x_V) >= threshold) & (scaled_V - scaled_largest >= least)
+            score_V = tl.where(passes_V, scaled_V + gumbel_of(words_V), float("-inf"))
+            block_best = tl.max(score_V, axis=0)
+            if block_best > best:
+                best = block_best
+                best_id = tl.min(tl.where(score_V == block_best, ids_V, VOCAB_SIZE - 1), axis=0)
+    return best_id
 
 
 @triton.jit
@@ -144,6 +167,74 @@ def _threshold(
 
 
 @triton.jit
+def _column_tops(x_ptr, allowed_ptr, num_words, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr):
+    """The largest logit of each column of the line, when it is written in rows of BLOCK_V."""
+    tops_V = tl.full((BLOCK_V,), float("-inf"), tl.float32)
+    for start in range(0, VOCAB_SIZE, BLOCK_V):
+        x_V = _logits(x_ptr, allowed_ptr, num_words, start + tl.arange(0, BLOCK_V), VOCAB_SIZE)
+        tops_V = tl.maximum(tops_V, x_V.to(tl.float32))
+    return tops_V
+
+
+@triton.jit
+def _key_among(keys_C, weights_C, limit, KEY_BITS: tl.constexpr):
+    """As `_threshold`, of what is in registers."""
+    low = tl.full((), -(2 ** (KEY_BITS - 1)), tl.int32)
+    width = tl.full((), 2 ** (KEY_BITS - 2), tl.int32)
+    for _ in range(KEY_BITS // 2):
+        first, second = low + (width - 1), low + (2 * width - 1)
+        third = second + width
+        passed = (tl.sum(tl.where(keys_C > first, weights_C, 0.0), axis=0) >= limit).to(tl.int32)
+        passed += (tl.sum(tl.where(keys_C > second, weights_C, 0.0), axis=0) >= limit).to(tl.int32)
+        passed += (tl.sum(tl.where(keys_C > third, weights_C, 0.0), axis=0) >= limit).to(tl.int32)
+        low += passed * width
+        width = width >> 2
+    return low
+
+
+@triton.jit
+def _reaching(
+    x_ptr,
+    allowed_ptr,
+    num_words,
+    floor,
+    largest,
+    rate,
+    VOCAB_SIZE: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """How many finite logits of each column reach the floor; the relative probability of all, and of the upper ones.
+
+    Those reach half of the way from the floor to the largest.
+    """
+    middle = floor + 0.5 * (largest - floor)
+    counts_V = tl.zeros((BLOCK_V,), tl.int32)
+    mass_V = tl.zeros((BLOCK_V,), tl.float32)
+    upper_V = tl.zeros((BLOCK_V,), tl.float32)
+    for start in range(0, VOCAB_SIZE, BLOCK_V):
+        ids_V = start + tl.arange(0, BLOCK_V)
+        x_V = _logits(x_ptr, allowed_ptr, num_words, ids_V, VOCAB_SIZE).to(tl.float32)
+        weights_V = tl.exp2((x_V - largest) * rate)
+        mass_V += weights_V
+        upper_V += tl.where(x_V >= middle, weights_V, 0.0)
+        counts_V += ((x_V >= floor) & (x_V > float("-inf"))).to(tl.int32)
+    return counts_V, tl.sum(mass_V, axis=0), tl.sum(upper_V, axis=0)
+
+
+@triton.jit
+def _list(x_ptr, allowed_ptr, num_words, ids_ptr, floor, counts_V, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr):
+    """Note the ids of finite logits that reach the floor, column by column, of which each has so many."""
+    places_V = tl.cumsum(counts_V, axis=0) - counts_V
+    for start in range(0, VOCAB_SIZE, BLOCK_V):
+        ids_V = start + tl.arange(0, BLOCK_V)
+        x_V = _logits(x_ptr, allowed_ptr, num_words, ids_V, VOCAB_SIZE).to(tl.float32)
+        reaches_V = (x_V >= floor) & (x_V > float("-inf"))
+        tl.store(ids_ptr + places_V, ids_V, mask=reaches_V)
+        places_V += reaches_V.to(tl.int32)
+    tl.debug_barrier()  # Other threads of this program read what these have noted.
+
+
+@triton.jit
 def _store(token_ptr, drawn_ptr, row, token):
     tl.store(token_ptr, token.to(tl.int64))
     if drawn_ptr is not None:
@@ -164,11 +255,13 @@ def _sample_kernel(
     allowed_ptr,
     tokens_ptr,
     drawn_ptr,
+    ids_ptr,
     line_stride,
     num_words,
     KEY_BITS: tl.constexpr,
     VOCAB_SIZE: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    MOST_LISTED: tl.constexpr,
 ):
     draw = tl.program_id(0)
     line = draw
@@ -185,30 +278,86 @@ def _sample_kernel(
         return
     top_p, min_p, top_k = tl.load(top_p_ptr + row), tl.load(min_p_ptr + row), tl.load(top_k_ptr + row)
     limits_k = (top_k > 0) & (top_k < VOCAB_SIZE)
+    limit_k = top_k.to(tl.float32)
+    key, late_key = draw_keys(seed_ptr + 2 * row, tl.load(positions_ptr + draw))
     threshold = tl.full((), -(2 ** (KEY_BITS - 1)), tl.int32)
     largest = tl.full((), 0.0, tl.float32)
     least = tl.full((), float("-inf"), tl.float32)
+    count = tl.full((), MOST_LISTED + 1, tl.int32)
+    mass = tl.full((), 0.0, tl.float32)
+    rate = _LOG2_E / temperature
+    ids_ptr += draw.to(tl.int64) * MOST_LISTED
     if limits_k | (top_p < 1) | (min_p > 0):
-        largest, _ = _largest(x_ptr, allowed_ptr, num_words, VOCAB_SIZE, BLOCK_V)
-        rate = _LOG2_E / temperature
-        if limits_k:
-            limit = top_k.to(tl.float32)
-            threshold = _threshold(
-                x_ptr, allowed_ptr, num_words, limit, largest, rate, False, KEY_BITS, VOCAB_SIZE, BLOCK_V
-            )
-        if top_p < 1:
-            limit = top_p * _mass(x_ptr, allowed_ptr, num_words, threshold, largest, rate, VOCAB_SIZE, BLOCK_V)
-            of_mass = _threshold(
-                x_ptr, allowed_ptr, num_words, limit, largest, rate, True, KEY_BITS, VOCAB_SIZE, BLOCK_V
-            )
-            threshold = tl.maximum(threshold, of_mass)
-        threshold = tl.minimum(threshold, _ordered_keys(largest.to(logits_ptr.dtype.element_ty)))
+        tops_V = _column_tops(x_ptr, allowed_ptr, num_words, VOCAB_SIZE, BLOCK_V)
+        largest = tl.max(tops_V, axis=0)
         if min_p > 0:
             least = tl.minimum(tl.log(min_p), 0.0)
-    key, late_key = draw_keys(seed_ptr + 2 * row, tl.load(positions_ptr + draw))
-    _, token = _largest_with_noise(
-        x_ptr, allowed_ptr, num_words, temperature, threshold, largest, least, key, late_key, VOCAB_SIZE, BLOCK_V
-    )
+        floor = tl.full((), float("-inf"), tl.float32)
+        if limits_k & (top_k <= BLOCK_V):
+            # As many columns as top_k asks for hold a token that reaches it.
+            column_keys_V = _ordered_keys(tops_V.to(logits_ptr.dtype.element_ty))
+            floor_key = _key_among(column_keys_V, tl.full((BLOCK_V,), 1.0, tl.float32), limit_k, KEY_BITS)
+            floor = tl.min(tl.where(column_keys_V >= floor_key, tops_V, float("inf")), axis=0)
+        if (not limits_k) & (top_p < 1):
+            # What lies below has less than half of what top_p leaves out, even if it is the whole vocabulary.
+            floor = largest - temperature * (_LN_2 * tl.log2(2.0 * VOCAB_SIZE / (1 - top_p)) + 0.01)
+        if (not limits_k) & (top_p >= 1):
+            floor = largest + temperature * (least - 0.01)
+        passes_left = tl.where(limits_k | (top_p >= 1), 1, MAX_PASSES)
+        while passes_left > 0:
+            counts_V, mass, upper = _reaching(x_ptr, allowed_ptr, num_words, floor, largest, rate, VOCAB_SIZE, BLOCK_V)
+            count = tl.sum(counts_V, axis=0)
+            passes_left -= 1
+            if count <= MOST_LISTED:
+                _list(x_ptr, allowed_ptr, num_words, ids_ptr, floor, counts_V, VOCAB_SIZE, BLOCK_V)
+                passes_left = 0
+            elif upper >= top_p * mass:
+                floor += 0.5 * (largest - floor)
+            else:
+                passes_left = 0
+        if count > MOST_LISTED:
+            if limits_k:
+                threshold = _threshold(
+                    x_ptr, allowed_ptr, num_words, limit_k, largest, rate, False, KEY_BITS, VOCAB_SIZE, BLOCK_V
+                )
+            if top_p < 1:
+                limit = top_p * _mass(x_ptr, allowed_ptr, num_words, threshold, largest, rate, VOCAB_SIZE, BLOCK_V)
+                of_mass = _threshold(
+                    x_ptr, allowed_ptr, num_words, limit, largest, rate, True, KEY_BITS, VOCAB_SIZE, BLOCK_V
+                )
+                threshold = tl.maximum(threshold, of_mass)
+            threshold = tl.minimum(threshold, _ordered_keys(largest.to(logits_ptr.dtype.element_ty)))
+    if count > MOST_LISTED:
+        token = _largest_with_noise(
+            x_ptr,
+            allowed_ptr,
+            num_words,
+            temperature,
+            threshold,
+            largest,
+            least,
+            key,
+            late_key,
+            VOCAB_SIZE,
+            BLOCK_V,
+        )
+    else:
+        places_C = tl.arange(0, MOST_LISTED)
+        live_C = places_C < count
+        ids_C = tl.load(ids_ptr + places_C, mask=live_C, other=0)
+        x_C = tl.load(x_ptr + ids_C, mask=live_C, other=float("-inf"))
+        keys_C = _ordered_keys(x_C)
+        weights_C = tl.exp2((x_C.to(tl.float32) - largest) * rate)
+        if limits_k:
+            threshold = _key_among(keys_C, live_C.to(tl.float32), limit_k, KEY_BITS)
+            mass = tl.sum(tl.where(keys_C >= threshold, weights_C, 0.0), axis=0)
+        if top_p < 1:
+            threshold = tl.maximum(threshold, _key_among(keys_C, weights_C, top_p * mass, KEY_BITS))
+        threshold = tl.minimum(threshold, _ordered_keys(largest.to(logits_ptr.dtype.element_ty)))
+        scaled_C = tl.div_rn(x_C.to(tl.float32), temperature)
+        passes_C = live_C & (keys_C >= threshold) & (scaled_C - tl.div_rn(largest, temperature) >= least)
+        score_C = tl.where(passes_C, scaled_C + gumbel_of(words_of(ids_C, key, late_key)), float("-inf"))
+        token = tl.min(tl.where(score_C == tl.max(score_C, axis=0), ids_C, VOCAB_SIZE - 1), axis=0)
     _store(tokens_ptr + draw, drawn_ptr, row, token)
 
 
@@ -223,8 +372,12 @@ def sample(
     out_S: Tensor | None = None,
     drawn_R: Tensor | None = None,
     block_v: int = BLOCK_V,
+    most_listed: int = MOST_LISTED,
 ) -> Tensor:
-    """Launch the kernel; `kernels/sample.py` says what it computes. A program looks at `block_v` logits at a time."""
+    """Launch the kernel; `kernels/sample.py` says what it computes.
+
+    A program looks at `block_v` logits at a time, and its list has room for `most_listed` ids.
+    """
     tokens_S = torch.empty(len(rows_S), dtype=torch.int64, device=logits_LV.device) if out_S is None else out_S
     by_row = (params.temperature_R, params.top_p_R, params.min_p_R, params.top_k_R, params.seed_R2)
     assert logits_LV.dtype in (torch.bfloat16, torch.float16, torch.float32)
@@ -240,7 +393,9 @@ def sample(
         return tokens_S
     vocab_size = logits_LV.shape[1]
     block_v = min(block_v, triton.next_power_of_2(vocab_size))
-    _sample_kernel[(len(rows_S),)](
+    most_listed = min(most_listed, triton.next_power_of_2(vocab_size))
+    ids = torch.empty(len(rows_S), most_listed, dtype=torch.int32, device=logits_LV.device)
+    launcher(_sample_kernel, (len(rows_S),))(
         logits_LV,
         rows_S,
         positions_S,
@@ -249,11 +404,13 @@ def sample(
         allowed_SW,
         tokens_S,
         drawn_R,
+        ids,
         logits_LV.stride(0),
         0 if allowed_SW is None else allowed_SW.shape[1],
         KEY_BITS=8 * logits_LV.dtype.itemsize,
         VOCAB_SIZE=vocab_size,
         BLOCK_V=block_v,
+        MOST_LISTED=most_listed,
         num_warps=max(4, min(16, block_v // 512)),
     )
     return tokens_S

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .triton_compiling import launcher
+
 BLOCK_F = 1024
 
 
@@ -35,5 +37,5 @@ def silu_mul(gate_up_T2F: Tensor) -> Tensor:
     rows = gate_up_T2F.reshape(-1, 2 * num_features)
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
     grid = (rows.shape[0], triton.cdiv(num_features, BLOCK_F))
-    _silu_mul_kernel[grid](rows, y_TF, rows.stride(0), NUM_FEATURES=num_features, BLOCK_F=BLOCK_F)
+    launcher(_silu_mul_kernel, grid)(rows, y_TF, rows.stride(0), NUM_FEATURES=num_features, BLOCK_F=BLOCK_F)
     return y_TF

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .step_inputs import StepInputs
+from .triton_compiling import launcher
 
 BLOCK_T = 256
 
@@ -89,7 +90,7 @@ def step_inputs(
     assert num_padded_rows >= len(rows_S)
     assert num_padded_tokens >= len(given_ids_T)
     assert page_table_RN.stride(1) == 1
-    _step_inputs_kernel[(num_padded_rows + 1,)](
+    launcher(_step_inputs_kernel, (num_padded_rows + 1,))(
         rows_S,
         starts_S,
         query_starts_S1,

@@ -47,7 +47,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> Replays:
     def capture(graphs: StepGraphs, shape: Shape, inputs: Any, compute: Any) -> Again:
         def step() -> None:
             replays.append(shape)
-            graphs._step(shape, inputs, compute)
+            graphs.compute(shape, inputs, compute)
 
         return Again(step)
 

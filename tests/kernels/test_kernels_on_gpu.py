@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import triton
 
 from pressrun.kernels import (
     checks,
@@ -17,6 +18,8 @@ from pressrun.kernels import (
     triton_paged_attention,
 )
 from pressrun.kernels.checks import AttentionCase, RotateCase
+from pressrun.kernels.compiling import compiling
+from pressrun.kernels.sample import SamplingRows
 
 pytestmark = pytest.mark.gpu
 
@@ -29,6 +32,33 @@ MIXED_ROWS = (
     *((1, 1 + 37 * i) for i in range(40)),
     *((0, 64), (2, 2), (3, 1000), (63, 63), (63, 1000), (129, 130), (600, 2000), (1, 4096), (1000, 1000)),
 )
+
+
+def test_what_is_compiled_ahead_is_neither_launched_nor_compiled_again(cuda: str) -> None:
+    logits_SV = torch.randn(3, 777, device=cuda)
+    rows_S = torch.arange(3, dtype=torch.int32, device=cuda)
+    params = SamplingRows(
+        temperature_R=torch.zeros(3, device=cuda),
+        top_p_R=torch.ones(3, device=cuda),
+        min_p_R=torch.zeros(3, device=cuda),
+        top_k_R=torch.zeros(3, dtype=torch.int32, device=cuda),
+        seed_R2=torch.zeros(3, 2, dtype=torch.int32, device=cuda),
+    )
+    out_S = torch.full((3,), -7, device=cuda)
+    compiled: list[object] = []
+    before = triton.knobs.compilation.listener
+    triton.knobs.compilation.listener = lambda **what: compiled.append(what["src"])
+    try:
+        with compiling(torch.device(cuda)):
+            for _ in range(3):
+                sample.sample(logits_SV, rows_S, rows_S, params, out_S=out_S)
+        assert out_S.tolist() == [-7, -7, -7]
+        assert len(compiled) == 1
+        sample.sample(logits_SV, rows_S, rows_S, params, out_S=out_S)
+        assert torch.equal(out_S, logits_SV.argmax(-1))
+        assert len(compiled) == 1
+    finally:
+        triton.knobs.compilation.listener = before
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
