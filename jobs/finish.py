@@ -28,8 +28,8 @@ from .policy import Candidate
 from .progress import progress_of
 from .publishing import Segments, discard, publish, scratch_folder, sweep_drafts
 from .records import ENDED, Batch, BatchError, Claim, Line, Segment, ShardCommit
+from .redis_keys import batch_key
 from .reopening import forget_lists, sort_lines
-from .store import batch_key
 from .suspects import portion
 from .traces import tell_of_end
 from .validation import Arrangement, Reader, Validated, validate

@@ -1,6 +1,6 @@
 """The things the store keeps: files, batches, shards, lines and their results.
 
-Plain frozen values. They know neither Redis nor HTTP; `store.py` writes them down, `api/` shows them.
+Plain frozen values. They know neither Redis nor HTTP; `fields.py` writes them down, `api/` shows them.
 A batch moves only along `MOVES`; a retry opens an ended one again, as its next generation (`retry.py`).
 """
 

@@ -17,7 +17,7 @@ from pressrun.jobs.errors import UserError
 from pressrun.jobs.finish import validate_batch, wind_up
 from pressrun.jobs.lines import answered, refused
 from pressrun.jobs.records import Line, LineResult, Usage
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
 
 from .conftest import CHAT, MODEL, Api, ServeApi, jsonl, request_line, seal_results
 

@@ -9,10 +9,10 @@ from pressrun.jobs.backend import Backend
 from pressrun.jobs.finish import seal_shard, validate_batch
 from pressrun.jobs.leftovers import sweep_segments
 from pressrun.jobs.records import Batch, Claim, Segment
+from pressrun.jobs.redis_keys import batch_key, file_key
 from pressrun.jobs.results import read_results
 from pressrun.jobs.retry import retry_batch
 from pressrun.jobs.shards import parse_segment
-from pressrun.jobs.store import batch_key, file_key
 from pressrun.jobs.submit import create_job, delete_file, job_result
 
 from .conftest import MakeBatch, chat_line

@@ -21,8 +21,9 @@ from pressrun.jobs.blobs.s3 import S3Blobs
 from pressrun.jobs.errors import BlobMissing, BlobsUnavailable, SettingsError, UserError
 from pressrun.jobs.finish import end_batch, validate_batch, wind_up
 from pressrun.jobs.records import Batch
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.store import Store, batch_key
+from pressrun.jobs.store import Store
 from pressrun.jobs.submit import create_batch, create_file
 
 from .conftest import MakeBackend, OwnValkey, chat_line, encode, serve_model

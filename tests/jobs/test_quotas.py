@@ -17,7 +17,7 @@ from pressrun.jobs.estimates import COMPLETION_TOKENS, DEFAULT_ANSWER_TOKENS, li
 from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.quotas import Held, Quotas
 from pressrun.jobs.records import COMPLETIONS, ENDED, Batch
-from pressrun.jobs.store import CARE, batch_key
+from pressrun.jobs.redis_keys import CARE, batch_key
 from pressrun.jobs.submit import create_batch, create_file, create_job, delete_file, sweep_files
 from pressrun.workers.housekeeping import Housekeeper, Task
 

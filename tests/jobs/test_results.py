@@ -17,8 +17,8 @@ from pressrun.jobs.finish import seal_shard, validate_batch, wind_up
 from pressrun.jobs.frontier import arrived
 from pressrun.jobs.lines import refused
 from pressrun.jobs.records import Batch
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.results import ResultPage, read_results
-from pressrun.jobs.store import batch_key
 from pressrun.jobs.submit import delete_file
 
 from .conftest import MakeBackend, MakeBatch, chat_line, upload_batch

@@ -16,10 +16,10 @@ from pressrun.jobs.lines import answered, refused
 from pressrun.jobs.lineup import BILLS
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.records import Batch, Line, LineResult, Usage
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.reports import standing_of
 from pressrun.jobs.results import read_results
 from pressrun.jobs.retry import retry_batch
-from pressrun.jobs.store import batch_key
 from pressrun.jobs.submit import delete_file, sweep_files
 from pressrun.jobs.webhooks import EVENT_TYPES, create_endpoint
 

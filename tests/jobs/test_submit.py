@@ -12,7 +12,7 @@ from pressrun.jobs.backend import Backend
 from pressrun.jobs.errors import BlobMissing, Conflict, NotFound, UserError
 from pressrun.jobs.finish import end_batch, seal_shard, validate_batch, wind_up
 from pressrun.jobs.records import DEFAULT_TENANT, File
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.submit import (
     check_metadata,
     create_batch,

@@ -19,7 +19,7 @@ from pressrun.jobs.errors import NotFound, UserError
 from pressrun.jobs.finish import end_batch, validate_batch, wind_up
 from pressrun.jobs.posting import RETRY_S, attempt, send_test
 from pressrun.jobs.records import ENDED, Batch
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.submit import create_job
 from pressrun.jobs.webhooks import (
     EVENT_TYPES,

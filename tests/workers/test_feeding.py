@@ -16,7 +16,7 @@ from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.lineup import ready_key
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.records import Batch
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.workers.feeding import LOCK, Feeder, Window
 
 from ..jobs.conftest import chat_line, upload_batch
