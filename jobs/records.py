@@ -29,6 +29,11 @@ MOVES: dict[BatchStatus, frozenset[BatchStatus]] = {
     "cancelled": frozenset(),
 }
 ENDED: frozenset[BatchStatus] = frozenset(status for status, moves in MOVES.items() if not moves)
+FINAL: dict[Closing | None, Literal["completed", "expired", "cancelled"]] = {
+    None: "completed",
+    "expired": "expired",
+    "cancelled": "cancelled",
+}  # What a batch ends as, by why it is wound up.
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

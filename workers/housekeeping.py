@@ -18,8 +18,10 @@ from threading import Event, Lock
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..jobs.backend import Backend
+from ..jobs.beginning import validate_batch
 from ..jobs.care import Look
-from ..jobs.finish import end_batch, give_up_on, validate_batch, wind_up
+from ..jobs.filling import give_up_on, wind_up
+from ..jobs.finish import end_batch
 from ..jobs.interactive import enqueue_jobs
 from ..jobs.leftovers import sweep_segments
 from ..jobs.progress import progress_of

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pressrun.jobs.errors import UserError
-from pressrun.jobs.finish import wind_up
+from pressrun.jobs.filling import wind_up
 from pressrun.jobs.ids import owner_id
 from pressrun.jobs.lines import answered, never_ran, refused
 from pressrun.jobs.model_cards import KNOWN_S, SERVED

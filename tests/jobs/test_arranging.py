@@ -15,8 +15,8 @@ from redis.exceptions import OutOfMemoryError
 from pressrun.jobs import arranging
 from pressrun.jobs.arranging import Beginnings, arranged_copy, in_file_order, prompt_bytes
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import BlobsUnavailable
-from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.lines import label, split_label
 from pressrun.jobs.records import Batch
 from pressrun.jobs.redis_keys import batch_key

@@ -21,11 +21,11 @@ from pressrun.jobs import arranging
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.control import pause_batch, resume_batch, update_batch
 from pressrun.jobs.errors import BlobMissing, Conflict, UserError
-from pressrun.jobs.finish import seal_shard
 from pressrun.jobs.records import ENDED, Batch
 from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.results import read_results
 from pressrun.jobs.retry import retry_batch
+from pressrun.jobs.sealing import seal_shard
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.store import Store
 from pressrun.jobs.submit import create_batch, create_file, create_job, job_result

@@ -17,9 +17,11 @@ from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs import places
 from pressrun.jobs.backend import Backend, backend_on
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.blobs.s3 import S3Blobs
 from pressrun.jobs.errors import BlobMissing, BlobsUnavailable, SettingsError, UserError
-from pressrun.jobs.finish import end_batch, validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
+from pressrun.jobs.finish import end_batch
 from pressrun.jobs.records import Batch
 from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.settings import load_settings

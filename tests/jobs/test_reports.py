@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import UserError
-from pressrun.jobs.finish import validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
 from pressrun.jobs.lines import refused
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.records import Batch, Claim, ModelCard

@@ -12,7 +12,7 @@ from redis import Redis
 
 from pressrun.jobs import lineup
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import validate_batch
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.lineup import ready_key
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.records import Batch

@@ -10,7 +10,7 @@ from redis import Redis
 
 from pressrun.jobs import lineup
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import validate_batch
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.queue import SHARED_QUEUES, queue_lengths, rq_queue
 from pressrun.jobs.records import Batch, ModelCard
