@@ -1,6 +1,7 @@
 """Batches and native jobs in Redis: created, read, listed, and moved from status to status.
 
-Every change is one script, so that a process may die between any two calls. Knows nothing of shards (`shards.py`).
+Every change of a batch's state is one script, so that a process may die between any two calls. Knows nothing of
+shards (`shards.py`).
 """
 
 from __future__ import annotations
