@@ -11,10 +11,11 @@ from ..jobs import ids, submit
 from ..jobs.backend import Backend
 from ..jobs.records import Batch
 from ..jobs.reports import reports_of
+from .batch_schemas import BatchObject
 from .deps import BackendDep, TenantDep
 from .expiry import ExpiresAfter, seconds_of
 from .once import OnceDep
-from .schemas import BatchObject, ListOf
+from .schemas import ListOf
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 

@@ -11,9 +11,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from ..jobs import control, retry
+from .batch_schemas import BatchObject
 from .batches import shown
 from .deps import BackendDep, TenantDep
-from .schemas import BatchObject
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"])
 

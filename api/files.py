@@ -22,9 +22,10 @@ from ..jobs.errors import UserError
 from ..jobs.packing import PACK
 from ..jobs.records import File
 from .deps import BackendDep, TenantDep
+from .file_schemas import FileDeleted, FileObject
 from .once import OnceDep
 from .ranges import requested_range
-from .schemas import FileDeleted, FileObject, ListOf
+from .schemas import ListOf
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 CHUNK = 2**20

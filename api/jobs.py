@@ -17,8 +17,8 @@ from ..jobs import ids, submit
 from ..jobs.backend import Backend
 from ..jobs.records import ENDED, Batch
 from .deps import BackendDep, TenantDep
+from .job_schemas import JobError, JobExtension, JobObject, JobResponse, JobStatus
 from .once import OnceDep
-from .schemas import JobError, JobExtension, JobObject, JobResponse, JobStatus
 from .waiting import Waiting
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

@@ -14,9 +14,9 @@ from ..jobs.invalid import whole_text
 from ..jobs.uploads import MAX_PARTS, Upload
 from .deps import BackendDep, TenantDep
 from .expiry import ExpiresAfter, seconds_of
+from .file_schemas import FileObject, UploadObject, UploadPartObject
 from .files import chunks_of
 from .once import OnceDep
-from .schemas import FileObject, UploadObject, UploadPartObject
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 Text = Annotated[str, AfterValidator(whole_text)]

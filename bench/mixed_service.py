@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pressrun.bench.asking import Asking
-from pressrun.bench.comparison import MAX_MODEL_LEN
 from pressrun.bench.serving import Service, running_service
 from pressrun.bench.streaming import Streamed, stream
-from pressrun.bench.whole import NAME, START_TIMEOUT_S, plain_words, run_workload, served_folder
+from pressrun.bench.whole import NAME, START_TIMEOUT_S, run_workload, served_folder, service_on
 from pressrun.bench.workloads import Workload
 from pressrun.jobs.settings import Settings
 
@@ -26,22 +24,11 @@ SETTLE_S = 2.0  # From uploading a batch until its lines run.
 @contextlib.contextmanager
 def service_level(model: str, root: Path, flags: dict[str, Any]) -> Iterator[ServiceLevel]:
     """A service that is ready. Raises SystemExit for a flag that it has no setting for."""
-    from tokenizers import Tokenizer
-
     unknown = sorted(flags.keys() - Settings.model_fields.keys())
     if unknown:
         raise SystemExit(f"the service has no setting for {', '.join(unknown)}")
     folder = served_folder(model, root)
-    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
-    words = plain_words(Tokenizer.from_file(str(folder / "tokenizer.json")), vocab_size)
-    settings = {
-        "max_model_len": MAX_MODEL_LEN,
-        "load_format": "safetensors" if any(folder.glob("*.safetensors")) else "dummy",
-        **flags,
-        "data_dir": root / "data",
-        "model": folder,
-        "served_model_name": NAME,
-    }
+    words, settings = service_on(folder, root, flags)
     with running_service(START_TIMEOUT_S, **settings) as service:
         yield ServiceLevel(service, words, root)
 

@@ -79,10 +79,8 @@ def served_folder(model: str, root: Path) -> Path:
     return folder
 
 
-def serve(
-    options: Namespace, flags: dict[str, Any], folder: Path, root: Path, alone: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Every workload through the service, each beside its time without."""
+def service_on(folder: Path, root: Path, flags: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The words that a service is asked with (`plain_words`), and the settings that it runs under."""
     from tokenizers import Tokenizer
 
     vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
@@ -95,6 +93,14 @@ def serve(
         "model": folder,
         "served_model_name": NAME,
     }
+    return words, settings
+
+
+def serve(
+    options: Namespace, flags: dict[str, Any], folder: Path, root: Path, alone: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Every workload through the service, each beside its time without."""
+    words, settings = service_on(folder, root, flags)
     rows = []
     with running_service(START_TIMEOUT_S, **settings) as service:
         run_workload(service, make_workload("uniform", len(words), options.num_warm_up), words, root)

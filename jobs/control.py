@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from .backend import Backend
 from .errors import Conflict, NotFound, UserError
+from .fields import as_text
 from .queue import forget_shards
 from .records import DEFAULT_TENANT, Batch
+from .redis_keys import ACTIVE, batch_key
 from .shards import shard_keys
-from .store import ACTIVE, _text, batch_key
 from .submit import find_batch, parse_window
 
 
@@ -35,8 +36,8 @@ def _set_paused(backend: Backend, batch_id: str, tenant: str, *, paused: bool) -
     if reply is None:
         raise _not_found(batch_id)
     status, _, done, back = reply
-    if _text(done) != "1":
-        raise Conflict(f"Cannot {'pause' if paused else 'resume'} a batch with status '{_text(status)}'.")
+    if as_text(done) != "1":
+        raise Conflict(f"Cannot {'pause' if paused else 'resume'} a batch with status '{as_text(status)}'.")
     backend.store.look_at(batch_id)
     return [int(shard) for shard in back]
 
@@ -58,11 +59,11 @@ def update_batch(
     status = backend.store.scripts["update"](keys=[batch_key(batch_id), ACTIVE["batch"]], args=args)
     if status is None:
         raise _not_found(batch_id)
-    if _text(status) == "shorter":
+    if as_text(status) == "shorter":
         message = f"'{completion_window}' from the batch's creation ends before its present window: it can be extended."
         raise UserError(message, param="completion_window", code="invalid_value")
-    if _text(status) not in ("validating", "in_progress"):
-        raise Conflict(f"Cannot update a batch with status '{_text(status)}'.")
+    if as_text(status) not in ("validating", "in_progress"):
+        raise Conflict(f"Cannot update a batch with status '{as_text(status)}'.")
     backend.store.look_at(batch_id)
     return backend.store.batch(batch_id)
 

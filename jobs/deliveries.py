@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .backend import Backend
+from .fields import as_text
 from .records import DEFAULT_TENANT, Batch, Page
-from .store import _text
 from .webhooks import MAX_ENDPOINTS, Endpoint, find_endpoint, key, list_endpoints
 
 DeliveryStatus = Literal["pending", "delivered", "failed"]
@@ -84,7 +84,7 @@ def announce(backend: Backend, batch: Batch) -> None:
 def take(backend: Backend, most: int, now: float) -> list[Taken]:
     """Deliveries whose time has come, at most so many."""
     until = now + TAKEN_S
-    taken = [_text(raw) for raw in backend.store.scripts["take"](keys=[DUE], args=[now, repr(until), most])]
+    taken = [as_text(raw) for raw in backend.store.scripts["take"](keys=[DUE], args=[now, repr(until), most])]
     found = _read(backend, taken)
     for delivery_id in taken:
         if delivery_id not in found:
@@ -102,7 +102,7 @@ def deliveries_of(
 ) -> Page[Delivery]:
     """What was sent, or is to be sent, to an endpoint, newest first, beyond the delivery `after`."""
     find_endpoint(backend, endpoint_id, tenant)
-    logged = backend.store._page(_log_key(endpoint_id), limit + 1, True, after)
+    logged = backend.store.page(_log_key(endpoint_id), limit + 1, True, after)
     found = _read(backend, logged[:limit])
     return Page(items=list(found.values()), has_more=len(logged) > limit)
 
@@ -165,7 +165,7 @@ def _read(backend: Backend, delivery_ids: list[str]) -> dict[str, Delivery]:
 
 
 def _delivery(raw: Mapping[Any, Any]) -> Delivery:
-    fields: dict[str, Any] = {_text(name): _text(value) for name, value in raw.items()}
+    fields: dict[str, Any] = {as_text(name): as_text(value) for name, value in raw.items()}
     fields["created_at"] = int(fields["created_at"])
     fields["next_attempt_at"] = int(fields["next_attempt_at"]) if fields["next_attempt_at"] else None
     fields["attempts"] = tuple(Attempt(**one) for one in json.loads(fields["attempts"]))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .records import BatchStatus, Segment, Shard
+from .redis_keys import batch_key
 from .shards import Shards, parse_segment, parse_shard
-from .store import batch_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

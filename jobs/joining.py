@@ -13,8 +13,10 @@ from collections.abc import Iterator, Sequence
 
 from .backend import Backend
 from .errors import BlobMissing, Conflict, UserError
+from .fields import as_text, file_fields
 from .records import DEFAULT_TENANT, File
-from .store import FILE_EXPIRY, SEQUENCE, _text, file_fields, file_key, file_list, no_room, stored_key
+from .redis_keys import FILE_EXPIRY, SEQUENCE, file_key, file_list, stored_key
+from .stored_files import no_room
 from .streams import checked_start
 from .submit import file_ttl_s
 from .tenants import TENANTS, limit_field
@@ -36,7 +38,7 @@ def complete_upload(
     _check_parts(upload, part_ids, part_sizes(backend, upload_id))
     keys = [upload_key(upload_id), f"{upload_key(upload_id)}:joins", UPLOADS]
     now = int(time.time())
-    reply = _text(backend.store.scripts["join"](keys=keys, args=[now, file_id, upload_id, now + LIFE_S]))
+    reply = as_text(backend.store.scripts["join"](keys=keys, args=[now, file_id, upload_id, now + LIFE_S]))
     if reply != "pending":
         return _as_completed(find_upload(backend, upload_id, tenant), file_id, md5)
     try:

@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
+from .fields import as_text
 from .forecast import Forecast, Foreseen
 from .policy import Candidate, Flow, Ledgers
 from .progress import Progress
-from .store import Store, _text
+from .store import Store
 
 BILLS = "pressrun:bills"
 BUSY_SHARE = 0.05  # Of a process' time goes into reading the line, so that a long one is read less often.
@@ -163,7 +164,7 @@ class Lineup:
         return Line(
             candidates=tuple(entry.candidate for entry in self._entries.values()),
             ledgers=Ledgers(
-                times={_flow(_text(key)): float(value) for key, value in times.items()},
+                times={_flow(as_text(key)): float(value) for key, value in times.items()},
                 floors={int(key): float(value) for key, value in floors.items()},
                 weights=tenant_weights(self._store),
             ),
@@ -178,7 +179,7 @@ class Lineup:
         before = self._entries.get(key)
         if before is not None and (before.row, before.bill) == (row, bill):
             return before
-        fields = (_text(key), *_text(row).split(" ", 6))
+        fields = (as_text(key), *as_text(row).split(" ", 6))
         return _Entry(row, bill, _candidate(fields, bill), float(fields[6]))
 
 

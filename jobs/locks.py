@@ -12,7 +12,7 @@ from redis.exceptions import LockNotOwnedError
 from redis.lock import Lock
 
 from .backend import Backend
-from .store import batch_key
+from .redis_keys import batch_key
 
 T = TypeVar("T")
 LONGEST_RENEWAL_S = 1.0

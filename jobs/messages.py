@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from .strict import Strict, Text, json_object, missing, whole_json
+from .strict import Empty, Strict, Text, json_object, missing, whole_json, without_media
 
 MAX_CALLS = 128
 MEDIA = {"image", "image_url", "input_audio", "audio_url", "video_url", "file"}
@@ -33,16 +33,9 @@ Arguments = Annotated[Text, AfterValidator(_spells_an_object)]
 class Part(Strict):
     """One piece of a message's content: text, or what the assistant said in refusing."""
 
-    type: Literal["text", "refusal"]
+    type: Annotated[Literal["text", "refusal"], without_media(MEDIA)]
     text: Text | None = Field(None, validate_default=True)
     refusal: Text | None = Field(None, validate_default=True)
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _no_media(cls, value: Any) -> Any:
-        if isinstance(value, str) and value in MEDIA:
-            raise ValueError(f"'{value}' parts are not supported: the models here read only text")
-        return value
 
     @field_validator("text", "refusal")
     @classmethod
@@ -83,8 +76,7 @@ class Message(Strict):
     tool_call_id: Text | None = Field(None, validate_default=True)
     refusal: Text | None = None
     reasoning_content: Text | None = None
-    # Answers have them, empty: they are taken so that an answer can be sent back.
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Empty | None = None
     content: Text | Annotated[list[Part], Field(fail_fast=True)] | None = Field(None, validate_default=True)
 
     @model_validator(mode="before")

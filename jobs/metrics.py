@@ -18,7 +18,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.samples import Sample
 
-from .store import MODEL_TTL_S, Store
+from .model_cards import MODEL_TTL_S
+from .store import Store
 
 ENGINE = "0"  # A worker has one engine; vLLM numbers those of a process.
 

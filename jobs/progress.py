@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .fields import as_text
 from .records import DEFAULT_TENANT, BatchStatus, Closing
-from .store import Store, _text, batch_key
+from .redis_keys import batch_key
+from .store import Store
 
 TRUST_LINES = 16  # So many finished lines say as much about a batch's tokens as validation does.
 DEFAULT_LINE_TOKENS = 512.0  # Where a batch was validated before there were estimates.
@@ -108,5 +110,5 @@ def _progress(batch_id: str, raw: Sequence[Any], waiting: int, queued: int, leas
 
 
 def _value(kind: Any, raw: Any) -> Any:
-    text = _text(raw)
+    text = as_text(raw)
     return int(text) if kind == "int" else float(text) if kind == "float" else text == "1" if kind == "bool" else text

@@ -20,7 +20,8 @@ from typing import Any
 
 from .errors import QuotaExceeded
 from .records import ENDED, Batch, BatchError, BatchKind
-from .store import Store, batch_key
+from .redis_keys import batch_key
+from .store import Store
 from .tenants import TENANTS, limit_field
 from .trips import Trip
 

@@ -1,6 +1,6 @@
 """The things the store keeps: files, batches, shards, lines and their results.
 
-Plain frozen values. They know neither Redis nor HTTP; `store.py` writes them down, `api/` shows them.
+Plain frozen values. They know neither Redis nor HTTP; `fields.py` writes them down, `api/` shows them.
 A batch moves only along `MOVES`; a retry opens an ended one again, as its next generation (`retry.py`).
 """
 
@@ -29,6 +29,11 @@ MOVES: dict[BatchStatus, frozenset[BatchStatus]] = {
     "cancelled": frozenset(),
 }
 ENDED: frozenset[BatchStatus] = frozenset(status for status, moves in MOVES.items() if not moves)
+FINAL: dict[Closing | None, Literal["completed", "expired", "cancelled"]] = {
+    None: "completed",
+    "expired": "expired",
+    "cancelled": "cancelled",
+}  # What a batch ends as, by why it is wound up.
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

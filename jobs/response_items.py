@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from .messages import Arguments
-from .strict import Strict, Text, missing
+from .strict import Empty, Strict, Text, missing, without_media
 
 Status = Literal["in_progress", "completed", "incomplete"]
 MEDIA = {"input_image", "input_file", "input_audio"}
@@ -26,19 +26,11 @@ KINDS = {
 class Piece(Strict):
     """A part of a message's content."""
 
-    type: Literal["input_text", "output_text", "refusal"]
+    type: Annotated[Literal["input_text", "output_text", "refusal"], without_media(MEDIA)]
     text: Text | None = Field(None, validate_default=True)
     refusal: Text | None = Field(None, validate_default=True)
-    # Answers have them, empty.
-    annotations: Annotated[list[Any], Field(max_length=0)] = Field([])
-    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _no_media(cls, value: Any) -> Any:
-        if isinstance(value, str) and value in MEDIA:
-            raise ValueError(f"'{value}' parts are not supported: the models here read only text")
-        return value
+    annotations: Empty = Field([])
+    logprobs: Empty | None = None
 
     @field_validator("text", "refusal")
     @classmethod
@@ -98,7 +90,7 @@ class ThoughtItem(_Item):
     """What the assistant thought before it answered; in clear only."""
 
     type: Literal["reasoning"]
-    summary: Annotated[list[Any], Field(max_length=0)] = Field([])
+    summary: Empty = Field([])
     content: Annotated[list[ReasoningText], Field(fail_fast=True)] | None = None
     encrypted_content: None = None
 

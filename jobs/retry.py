@@ -16,10 +16,11 @@ from . import ids
 from .backend import Backend
 from .deliveries import announce
 from .errors import Conflict, NotFound, QuotaExceeded, UserError
+from .fields import as_text
 from .records import DEFAULT_TENANT, Batch
+from .redis_keys import ACTIVE, CARE
 from .reopening import FAILED, custom_id_of, list_folder, requests_in
 from .shards import shard_keys
-from .store import ACTIVE, CARE, _text
 from .submit import find_batch, parse_window
 
 MOST_NAMED = 10_000  # Lines in one request.
@@ -71,10 +72,10 @@ def _reopen(backend: Backend, batch: Batch, wanted: str) -> None:
     ]
     keys = [*shard_keys(batch.id, "batch"), ACTIVE["batch"], CARE["batch"], *backend.shards.kept_keys(batch.id)]
     status = backend.store.scripts["reopen"](keys=keys, args=args)
-    if status is None or _text(status):
+    if status is None or as_text(status):
         if wanted != FAILED:
             backend.blobs.delete(wanted)
-        raise Conflict(f"Cannot retry a batch with status '{_text(status or b'gone')}'.")
+        raise Conflict(f"Cannot retry a batch with status '{as_text(status or b'gone')}'.")
 
 
 def _check_files(backend: Backend, batch: Batch) -> None:

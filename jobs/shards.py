@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from redis.client import Pipeline
 
+from .fields import as_text, parse_batch
 from .ids import owner_id
 from .records import (
     Batch,
@@ -30,7 +31,8 @@ from .records import (
     Shard,
     ShardCommit,
 )
-from .store import ACTIVE, CARE, ENDS, Store, _text, batch_key, parse_batch
+from .redis_keys import ACTIVE, CARE, ENDS, batch_key
+from .store import Store
 
 CommitReply = Literal["ok", "complete", "lost"]
 SealReply = Literal["ok", "last", "lost"]
@@ -220,7 +222,7 @@ class Shards:
             for result in commit.results:
                 args += _line_args(result)
             self._run("commit", pipe, keys, args)
-        return [_text(reply) for reply in pipe.execute()]  # type: ignore[misc]
+        return [as_text(reply) for reply in pipe.execute()]  # type: ignore[misc]
 
     # When they are done
 
@@ -236,7 +238,7 @@ class Shards:
         shard = claim.shard
         keys = shard_keys(claim.batch.id, "batch", "leased", "owners", "attempts", "sealed", f"spool:{shard.index}")
         args: list[Any] = [shard.index, claim.owner, shard.num_lines, _segment_text(segment), int(time.time())]
-        return _text(self.scripts["seal"](keys=keys, args=args))  # type: ignore[return-value]
+        return as_text(self.scripts["seal"](keys=keys, args=args))  # type: ignore[return-value]
 
     def segments(self, batch_id: str) -> list[tuple[int, Segment]]:
         """The sealed shards, in input order."""
@@ -259,7 +261,7 @@ class Shards:
     def drop(self, batch: Batch) -> DropReply:
         """Forget the shards of an ended batch, and that it needs care; not if it has been opened again."""
         keys = [*shard_keys(batch.id, "batch"), ACTIVE[batch.kind], CARE[batch.kind], ENDS, *self.kept_keys(batch.id)]
-        return _text(self.scripts["drop"](keys=keys, args=[batch.id, batch.generation, batch.kind]))  # type: ignore[return-value]
+        return as_text(self.scripts["drop"](keys=keys, args=[batch.id, batch.generation, batch.kind]))  # type: ignore[return-value]
 
     def kept_keys(self, batch_id: str) -> list[str]:
         """All that is kept of a batch's shards, but for their spools."""
@@ -278,7 +280,7 @@ def parse_shard(index: int, geometry: bytes) -> Shard:
 def parse_segment(raw: bytes) -> Segment:
     """A segment from what is kept of it."""
     # Earlier versions wrote fewer fields.
-    output, error, errors, writer, *_ = [*_text(raw).split(":"), "", ""]
+    output, error, errors, writer, *_ = [*as_text(raw).split(":"), "", ""]
     return Segment(output=int(output), error=int(error), errors=int(errors, 16) if errors else None, writer=writer)
 
 
@@ -289,8 +291,8 @@ def _segment_text(segment: Segment) -> str:
 
 def _tended(status: bytes, closing: bytes, back: list[Any], spent: list[Any]) -> Tended:
     return Tended(
-        status=_text(status),  # type: ignore[arg-type]
-        closing=_text(closing) or None,  # type: ignore[arg-type]
+        status=as_text(status),  # type: ignore[arg-type]
+        closing=as_text(closing) or None,  # type: ignore[arg-type]
         back=tuple(map(int, back)),
         spent=tuple(map(int, spent)),
     )

@@ -18,10 +18,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from .backend import Backend
 from .deliveries import DUE
+from .fields import as_text
 from .metrics import read
 from .progress import Progress, progress_of
 from .queue import model_of, queues
-from .store import ACTIVE, ENDS, _text
+from .redis_keys import ACTIVE, ENDS
 
 BUSY_SHARE, LEAST_S = 0.02, 1.0  # Of a process' time goes into reading, and what was read is told for so long.
 MANY = 500  # Batches in one go, so that Redis does others' work in between.
@@ -96,7 +97,7 @@ def _ends(raw: Mapping[Any, Any]) -> Metric:
     """What `drop.lua` has counted."""
     metric = CounterMetricFamily("pressrun:ended", "Batches and jobs that ended.", labels=("kind", "status"))
     for field, count in sorted(raw.items()):
-        kind, _, status = _text(field).partition(":")
+        kind, _, status = as_text(field).partition(":")
         metric.add_metric((kind, status), int(count))
     return metric
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from .invalid import invalid_type, user_error, whole_text
@@ -35,6 +35,7 @@ def _inside(value: Any) -> list[Any]:
 
 Text = Annotated[str, AfterValidator(whole_text)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(whole_json)]
+Empty = Annotated[list[Any], Field(max_length=0)]  # Taken where answers have one, so that they can be sent back.
 
 
 class Strict(BaseModel):
@@ -63,6 +64,17 @@ def parsed(kind: type[M], body: object) -> M:
 def missing() -> PydanticCustomError:
     """The error for a field that another one makes necessary, as pydantic reports one that always is."""
     return PydanticCustomError("missing", "Field required")
+
+
+def without_media(kinds: set[str]) -> BeforeValidator:
+    """For the type of a content's part: those that a text model cannot read are refused by name."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value in kinds:
+            raise ValueError(f"'{value}' parts are not supported: the models here read only text")
+        return value
+
+    return BeforeValidator(check)
 
 
 def json_object(text: str) -> dict[str, Any]:

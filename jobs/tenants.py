@@ -16,15 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redis import Redis
 
+from .connection import Scripts
 from .errors import UserError
 from .records import Tenant
-
-if TYPE_CHECKING:
-    from .store import Scripts
 
 TENANTS = "pressrun:tenants"
 LIMITS = tuple(field.name for field in fields(Tenant) if field.name != "name")

@@ -21,8 +21,9 @@ from typing import Any, Literal
 from . import ids
 from .backend import Backend
 from .errors import Conflict, NotFound, UserError
+from .fields import as_text
 from .records import DEFAULT_TENANT
-from .store import _text, file_key
+from .redis_keys import file_key
 from .streams import at_most
 from .submit import check_expiry, check_purpose
 
@@ -107,9 +108,9 @@ def new_upload_id() -> str:
 def find_upload(backend: Backend, upload_id: str, tenant: str = DEFAULT_TENANT) -> Upload:
     """The tenant's upload with this id, or NotFound."""
     raw: dict[Any, Any] = backend.redis.hgetall(upload_key(upload_id))
-    if not raw or _text(raw.get(b"tenant", DEFAULT_TENANT)) != tenant:
+    if not raw or as_text(raw.get(b"tenant", DEFAULT_TENANT)) != tenant:
         raise NotFound(f"No such Upload object: {upload_id}", param="id")
-    fields: dict[str, Any] = {_text(name): _text(value) for name, value in raw.items()}
+    fields: dict[str, Any] = {as_text(name): as_text(value) for name, value in raw.items()}
     del fields["held"]
     for name in ("bytes", "created_at", "expires_at", "expires_after_s"):
         if name in fields:
@@ -132,7 +133,7 @@ def add_part(backend: Backend, upload_id: str, chunks: Iterable[bytes], tenant: 
         if not size:
             raise UserError("The part is empty.", param="data", code="empty_file")
         keys = [upload_key(upload_id), f"{upload_key(upload_id)}:parts"]
-        reply = _text(backend.store.scripts["add_part"](keys=keys, args=[part.created_at, part.id, size, MAX_PARTS]))
+        reply = as_text(backend.store.scripts["add_part"](keys=keys, args=[part.created_at, part.id, size, MAX_PARTS]))
         _check_added(reply, upload)
     except UserError:
         backend.blobs.delete(blob)
@@ -154,7 +155,7 @@ def cancel_upload(backend: Backend, upload_id: str, tenant: str = DEFAULT_TENANT
 def sweep_uploads(backend: Backend, now: float) -> None:
     """End uploads whose time is up, and delete what is left of ended ones. May be done twice."""
     for raw in backend.redis.zrangebyscore(UPLOADS, "-inf", now, start=0, num=100):
-        upload_id = _text(raw)
+        upload_id = as_text(raw)
         _end(backend, upload_id, "expired")
         drop_parts(backend, upload_id)
         _drop_joins(backend, upload_id)
@@ -195,7 +196,7 @@ def _check_added(reply: str, upload: Upload) -> None:
 
 def _end(backend: Backend, upload_id: str, to: Literal["cancelled", "expired"]) -> str:
     args: list[Any] = [int(time.time()), to]
-    return _text(backend.store.scripts["end_upload"](keys=[upload_key(upload_id)], args=args))
+    return as_text(backend.store.scripts["end_upload"](keys=[upload_key(upload_id)], args=args))
 
 
 def drop_parts(backend: Backend, upload_id: str) -> None:
@@ -207,7 +208,7 @@ def drop_parts(backend: Backend, upload_id: str) -> None:
 def _drop_joins(backend: Backend, upload_id: str) -> None:
     """Delete the bytes that were joined into files which nobody has."""
     for raw in backend.redis.smembers(f"{upload_key(upload_id)}:joins"):
-        file_id = _text(raw)
+        file_id = as_text(raw)
         if not backend.redis.exists(file_key(file_id)):
             backend.blobs.delete(f"files/{file_id}")
 
@@ -215,7 +216,7 @@ def _drop_joins(backend: Backend, upload_id: str) -> None:
 def part_sizes(backend: Backend, upload_id: str) -> dict[str, int]:
     """Bytes by part."""
     raw: dict[Any, Any] = backend.redis.hgetall(f"{upload_key(upload_id)}:parts")
-    return {_text(part_id): int(size) for part_id, size in raw.items()}
+    return {as_text(part_id): int(size) for part_id, size in raw.items()}
 
 
 def part_blob(upload_id: str, part_id: str) -> str:

@@ -21,10 +21,11 @@ from typing import Any
 from . import ids
 from .backend import Backend
 from .errors import NotFound, UserError
+from .fields import as_text
 from .invalid import whole_text
 from .outbound import check_url
 from .records import DEFAULT_TENANT, Page
-from .store import SEQUENCE, _text
+from .redis_keys import SEQUENCE
 
 EVENT_TYPES = ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled")
 MAX_ENDPOINTS = 20
@@ -94,7 +95,7 @@ def list_endpoints(
     backend: Backend, *, limit: int = 20, after: str | None = None, tenant: str = DEFAULT_TENANT
 ) -> Page[Endpoint]:
     """A tenant's endpoints, newest first, beyond the endpoint `after`."""
-    found = backend.store._page(_list_key(tenant), limit + 1, True, after)
+    found = backend.store.page(_list_key(tenant), limit + 1, True, after)
     pipe = backend.redis.pipeline(transaction=False)
     for endpoint_id in found[:limit]:
         pipe.hgetall(key(endpoint_id))
@@ -188,7 +189,7 @@ def _fields(values: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def _endpoint(raw: Mapping[Any, Any]) -> Endpoint:
-    fields: dict[str, Any] = {_text(name): _text(value) for name, value in raw.items()}
+    fields: dict[str, Any] = {as_text(name): as_text(value) for name, value in raw.items()}
     for name in ("created_at", "updated_at", "old_secret_until"):
         fields[name] = int(fields[name])
     fields["event_types"] = tuple(json.loads(fields["event_types"]))

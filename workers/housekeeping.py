@@ -18,14 +18,16 @@ from threading import Event, Lock
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from ..jobs.backend import Backend
-from ..jobs.finish import end_batch, give_up_on, validate_batch, wind_up
+from ..jobs.beginning import validate_batch
+from ..jobs.care import Look
+from ..jobs.filling import give_up_on, wind_up
+from ..jobs.finish import end_batch
 from ..jobs.interactive import enqueue_jobs
 from ..jobs.leftovers import sweep_segments
 from ..jobs.progress import progress_of
 from ..jobs.queue import forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
 from ..jobs.shards import Tended
-from ..jobs.store import Look
 from ..jobs.submit import sweep_broken_uploads, sweep_files
 from ..jobs.uploads import sweep_uploads
 from .deliverer import Deliverer

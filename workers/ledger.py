@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
 from ..jobs.backend import Backend
-from ..jobs.finish import seal_shard
 from ..jobs.records import Claim, LineResult
+from ..jobs.sealing import seal_shard
 from .metrics import WorkerMetrics
 from .patience import Patiently
 from .shard import RunningShard, ShardKey, Ticket

@@ -20,10 +20,10 @@ from redis import Redis
 
 from pressrun.api.app import create_app
 from pressrun.jobs.backend import Backend, connect
-from pressrun.jobs.finish import seal_shard
 from pressrun.jobs.ids import owner_id
 from pressrun.jobs.lines import requests_of
 from pressrun.jobs.records import Line, LineResult, ModelCard, ShardCommit
+from pressrun.jobs.sealing import seal_shard
 from pressrun.jobs.settings import Settings, load_settings
 
 MODEL = "org/tiny"

@@ -12,12 +12,13 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types import Batch
 
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.blobs.s3 import S3Blobs
 from pressrun.jobs.errors import UserError
-from pressrun.jobs.finish import validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
 from pressrun.jobs.lines import answered, refused
 from pressrun.jobs.records import Line, LineResult, Usage
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
 
 from .conftest import CHAT, MODEL, Api, ServeApi, jsonl, request_line, seal_results
 

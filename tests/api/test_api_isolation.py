@@ -14,8 +14,8 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from pressrun.api.app import create_app
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import UserError
-from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.lines import answered, refused
 from pressrun.jobs.records import Usage
 from pressrun.jobs.settings import Settings

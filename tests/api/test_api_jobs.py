@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from pressrun.jobs.errors import UserError
-from pressrun.jobs.finish import wind_up
+from pressrun.jobs.filling import wind_up
 from pressrun.jobs.ids import owner_id
 from pressrun.jobs.lines import answered, never_ran, refused
+from pressrun.jobs.model_cards import KNOWN_S, SERVED
 from pressrun.jobs.queue import queue_of, rq_queue
 from pressrun.jobs.records import ModelCard, Usage
-from pressrun.jobs.store import KNOWN_S, SERVED
 
 from .conftest import CHAT, MODEL, Api, ServeApi, seal_results
 

@@ -69,7 +69,7 @@ def test_jobs_that_were_answered_are_there_after_a_crash(own_valkey: OwnValkey, 
 def test_a_job_that_redis_cannot_bring_to_disk_is_not_promised(
     own_valkey: OwnValkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pressrun.jobs.store.DURABLE_WAIT_MS", 50)
+    monkeypatch.setattr("pressrun.jobs.connection.DURABLE_WAIT_MS", 50)
     with served(settings) as url, clients(url, settings) as api:
         serve_model(api.backend)
         api.backend.redis.config_set("appendfsync", "no")  # The kernel may take half a minute.

@@ -19,10 +19,11 @@ from openai.types import Batch
 from pressrun.api import results as results_module
 from pressrun.api.waiting import Waiting
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import StoreUnavailable
-from pressrun.jobs.finish import seal_shard, validate_batch
 from pressrun.jobs.lines import answered, requests_of
 from pressrun.jobs.records import Line, ShardCommit, Usage
+from pressrun.jobs.sealing import seal_shard
 from pressrun.jobs.store import Store
 
 from .conftest import CHAT, Api, ServeApi, jsonl, request_line, seal_results

@@ -17,7 +17,7 @@ import pytest
 from openai import AsyncOpenAI, ConflictError, NotFoundError, OpenAI
 
 from pressrun.api.app import create_app
-from pressrun.jobs.finish import validate_batch
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.lines import answered
 from pressrun.jobs.records import Usage
 from pressrun.jobs.settings import load_settings

@@ -13,7 +13,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from pressrun.jobs.finish import validate_batch
+from pressrun.jobs.beginning import validate_batch
 
 from .conftest import CHAT, Api, ServeApi, jsonl, request_line
 

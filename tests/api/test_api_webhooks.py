@@ -16,8 +16,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.deliveries import take
-from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.lines import answered
 from pressrun.jobs.posting import attempt
 from pressrun.jobs.records import Usage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -74,6 +75,17 @@ class OwnValkey:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    @property
+    def log(self) -> Path:
+        """What it has written to disk of all changes."""
+        return self.folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
+
+    def lose_power(self, keep: int) -> None:
+        """Die, and start again with no more than the log's first `keep` bytes."""
+        self.kill()
+        os.truncate(self.log, keep)
+        self.start()
 
 
 @contextmanager

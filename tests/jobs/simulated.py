@@ -14,11 +14,11 @@ from redis.client import Pipeline
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.blobs import Blobs
 from pressrun.jobs.errors import UserError
-from pressrun.jobs.finish import seal_shard
 from pressrun.jobs.ids import owner_id
 from pressrun.jobs.lines import answered, refused, requests_of
 from pressrun.jobs.queue import queue_of, rq_queue
 from pressrun.jobs.records import BatchKind, Claim, Line, LineResult, ShardCommit, Usage
+from pressrun.jobs.sealing import seal_shard
 
 T = TypeVar("T")
 Gate = Callable[[], None]

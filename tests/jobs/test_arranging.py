@@ -15,11 +15,11 @@ from redis.exceptions import OutOfMemoryError
 from pressrun.jobs import arranging
 from pressrun.jobs.arranging import Beginnings, arranged_copy, in_file_order, prompt_bytes
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import BlobsUnavailable
-from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.lines import label, split_label
 from pressrun.jobs.records import Batch
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
 
 from .conftest import MakeBackend, chat_line, encode, upload_batch
 from .simulated import run_shard

@@ -7,9 +7,10 @@ import time
 import pytest
 
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.control import pause_batch, resume_batch, update_batch
 from pressrun.jobs.errors import Conflict, NotFound, UserError
-from pressrun.jobs.finish import validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.queue import enqueue_shards
 from pressrun.jobs.records import Batch

@@ -45,7 +45,7 @@ def test_what_was_answered_is_there_after_a_crash(mortal: Backend, own_valkey: O
 
 def test_what_redis_cannot_bring_to_disk_is_not_promised(mortal: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     file, batch = upload(mortal), upload_batch(mortal, LINES)
-    monkeypatch.setattr("pressrun.jobs.store.DURABLE_WAIT_MS", 50)
+    monkeypatch.setattr("pressrun.jobs.connection.DURABLE_WAIT_MS", 50)
     mortal.redis.config_set("appendfsync", "no")  # The kernel may take half a minute.
     acts: tuple[Act, ...] = (
         upload,

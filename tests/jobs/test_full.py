@@ -13,9 +13,10 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, ResponseError
 
 from pressrun.jobs.away import passes
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import BlobsUnavailable
-from pressrun.jobs.finish import seal_shard, validate_batch
 from pressrun.jobs.ids import owner_id
+from pressrun.jobs.sealing import seal_shard
 
 from .conftest import MakeBatch, chat_line, valkey_that_cannot_save
 from .simulated import answer, commit, missing

@@ -21,12 +21,13 @@ from pressrun.jobs import arranging
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.control import pause_batch, resume_batch, update_batch
 from pressrun.jobs.errors import BlobMissing, Conflict, UserError
-from pressrun.jobs.finish import seal_shard
 from pressrun.jobs.records import ENDED, Batch
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.results import read_results
 from pressrun.jobs.retry import retry_batch
+from pressrun.jobs.sealing import seal_shard
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.store import Store, batch_key
+from pressrun.jobs.store import Store
 from pressrun.jobs.submit import create_batch, create_file, create_job, job_result
 from pressrun.workers import housekeeping
 from pressrun.workers.housekeeping import Housekeeper, Task
@@ -104,6 +105,14 @@ class Story:
             if self.exists() or event in (self.advance, self.keep_house):
                 event()
         self.end()
+
+    def begin(self) -> Batch:
+        """Create the batch, with nothing that befalls it meanwhile."""
+        serve_model(self.backend)
+        file = create_file(self.backend, filename="in.jsonl", purpose="batch", chunks=[self.input()])
+        batch = create_batch(self.backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        self.batch_id = batch.id
+        return batch
 
     # What may happen
 
@@ -357,18 +366,12 @@ def test_who_stalls_at_its_segment_overwrites_nobody_s_answers_after_a_crash_of_
     with own_valkey.client() as redis:
         story = Story(backend_on(settings, redis), 0)
         backend = story.backend
-        serve_model(backend)
-        file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[story.input()])
-        batch = create_batch(backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
-        story.batch_id = batch.id
+        batch = story.begin()
         tick(backend)
         backend.store.make_durable()
-        log = own_valkey.folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
-        safe = log.stat().st_size
+        safe = own_valkey.log.stat().st_size
         stalled = stalled_at_its_segment(backend, batch)
-        own_valkey.kill()
-        os.truncate(log, safe)  # All of the stalled worker's answers are gone, and others give their own.
-        own_valkey.start()
+        own_valkey.lose_power(keep=safe)  # All of the stalled worker's answers are gone, and others give their own.
         serve_model(backend)
         run_shard(backend, batch.id, 0, 2)
         assert backend.shards.segment(batch.id, 0) is not None
@@ -393,21 +396,15 @@ def test_who_stalls_in_a_result_file_overwrites_nobody_s_after_a_crash_of_redis(
     with own_valkey.client() as redis:
         story = Story(backend_on(settings, redis), seed)
         backend = story.backend
-        serve_model(backend)
-        file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[story.input()])
-        batch = create_batch(backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
-        story.batch_id = batch.id
+        batch = story.begin()
         tick(backend)
         backend.store.make_durable()
-        log = own_valkey.folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
-        safe = log.stat().st_size
+        safe = own_valkey.log.stat().st_size
         stalled = Process(backend, lambda other: run_shards(other, batch.id))
         while not (stalled.writing.startswith("results/") and stalled.writing.endswith(f".{part}")):
             stalled.step()
             assert not stalled.ended
-        own_valkey.kill()
-        os.truncate(log, safe)  # No line has been answered, let alone sealed.
-        own_valkey.start()
+        own_valkey.lose_power(keep=safe)  # No line has been answered, let alone sealed.
         serve_model(backend)
         if wakes == "before the end":
             stalled.finish()
@@ -426,28 +423,22 @@ def test_a_machine_that_loses_power_takes_no_line_with_it(
     own_valkey: OwnValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """What Redis loses then is whatever it wrote since somebody waited for its disk: leases, results, sealed shards."""
-    log = own_valkey.folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
     safe = 0
     wait = Store.make_durable
 
     def make_durable(store: Store) -> None:
         nonlocal safe
         wait(store)
-        safe = log.stat().st_size
+        safe = own_valkey.log.stat().st_size
 
     monkeypatch.setattr(Store, "make_durable", make_durable)
     settings = load_settings({}, data_dir=tmp_path, shard_lines=SHARD_LINES, feed_window=3, max_attempts=4)
     with own_valkey.client() as redis:
         story = Story(backend_on(settings, redis), seed)
-        serve_model(story.backend)
-        file = create_file(story.backend, filename="in.jsonl", purpose="batch", chunks=[story.input()])
-        batch = create_batch(story.backend, input_file_id=file.id, endpoint=CHAT, completion_window="24h")
-        story.batch_id = batch.id
+        batch = story.begin()
 
         def lose_power() -> None:
-            own_valkey.kill()
-            os.truncate(log, story.chance.randint(safe, log.stat().st_size))
-            own_valkey.start()
+            own_valkey.lose_power(keep=story.chance.randint(safe, own_valkey.log.stat().st_size))
             serve_model(story.backend)
 
         for number in range(8):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pressrun.jobs import finish
+from pressrun.jobs import sealing
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import seal_shard, validate_batch
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.leftovers import sweep_segments
 from pressrun.jobs.records import Batch, Claim, Segment
+from pressrun.jobs.redis_keys import batch_key, file_key
 from pressrun.jobs.results import read_results
 from pressrun.jobs.retry import retry_batch
+from pressrun.jobs.sealing import seal_shard
 from pressrun.jobs.shards import parse_segment
-from pressrun.jobs.store import batch_key, file_key
 from pressrun.jobs.submit import create_job, delete_file, job_result
 
 from .conftest import MakeBatch, chat_line
@@ -53,7 +54,7 @@ def test_a_seal_whose_answer_was_lost_keeps_its_segment(backend: Backend, batch:
     claim = complete(backend, batch, "mine")
     seal_shard(backend, claim)
     before = segments(backend)
-    finish._discard_segment(backend, claim)  # As who asks again, and hears that the claim is over.
+    sealing._discard_segment(backend, claim)  # As who asks again, and hears that the claim is over.
     assert segments(backend) == before == [batch.segment_blob(0, "output", "mine")]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -17,12 +16,15 @@ from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs import places
 from pressrun.jobs.backend import Backend, backend_on
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.blobs.s3 import S3Blobs
 from pressrun.jobs.errors import BlobMissing, BlobsUnavailable, SettingsError, UserError
-from pressrun.jobs.finish import end_batch, validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
+from pressrun.jobs.finish import end_batch
 from pressrun.jobs.records import Batch
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.store import Store, batch_key
+from pressrun.jobs.store import Store
 from pressrun.jobs.submit import create_batch, create_file
 
 from .conftest import MakeBackend, OwnValkey, chat_line, encode, serve_model
@@ -210,7 +212,6 @@ def test_an_end_waits_for_its_bucket_and_then_says_why_it_did_not(
 def test_who_delivers_too_late_delivers_the_same_after_a_crash_of_redis(
     own_valkey: OwnValkey, bucket: S3Blobs, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = own_valkey.folder / "appendonlydir" / "appendonly.aof.1.incr.aof"
     safe, stalled, go_on = 0, Event(), Event()
     put, wait = S3Blobs.put, Store.make_durable
 
@@ -224,7 +225,7 @@ def test_who_delivers_too_late_delivers_the_same_after_a_crash_of_redis(
     def make_durable(store: Store) -> None:
         nonlocal safe
         wait(store)
-        safe = log.stat().st_size
+        safe = own_valkey.log.stat().st_size
 
     monkeypatch.setattr(Store, "make_durable", make_durable)
     settings = load_settings({}, data_dir=tmp_path, shard_lines=10, s3_outputs=f"{BUCKET}/{folder}/out")
@@ -239,9 +240,7 @@ def test_who_delivers_too_late_delivers_the_same_after_a_crash_of_redis(
         late = Thread(target=_until_it_is_late, args=[backend, batch.id])
         late.start()
         assert stalled.wait(20)
-        own_valkey.kill()
-        os.truncate(log, safe)
-        own_valkey.start()
+        own_valkey.lose_power(keep=safe)
         redis.delete(f"{batch_key(batch.id)}:lock")
         serve_model(backend)
         while backend.shards.unsealed(batch.id):

@@ -12,12 +12,12 @@ import pytest
 
 from pressrun.jobs import quotas
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import QuotaExceeded
 from pressrun.jobs.estimates import COMPLETION_TOKENS, DEFAULT_ANSWER_TOKENS, line_tokens
-from pressrun.jobs.finish import validate_batch
 from pressrun.jobs.quotas import Held, Quotas
 from pressrun.jobs.records import COMPLETIONS, ENDED, Batch
-from pressrun.jobs.store import CARE, batch_key
+from pressrun.jobs.redis_keys import CARE, batch_key
 from pressrun.jobs.submit import create_batch, create_file, create_job, delete_file, sweep_files
 from pressrun.workers.housekeeping import Housekeeper, Task
 

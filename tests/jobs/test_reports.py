@@ -7,14 +7,15 @@ from dataclasses import asdict, replace
 import pytest
 
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import UserError
-from pressrun.jobs.finish import validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
 from pressrun.jobs.lines import refused
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.records import Batch, Claim, ModelCard
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.reports import Report, reports_of
 from pressrun.jobs.shards import ERROR_KINDS
-from pressrun.jobs.store import batch_key
 from pressrun.jobs.submit import create_batch, create_file
 
 from .conftest import MakeBatch, chat_line, encode

@@ -12,13 +12,15 @@ import pytest
 
 from pressrun.jobs import arranging, results
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import Conflict, NotFound, UserError
-from pressrun.jobs.finish import seal_shard, validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
 from pressrun.jobs.frontier import arrived
 from pressrun.jobs.lines import refused
 from pressrun.jobs.records import Batch
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.results import ResultPage, read_results
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.sealing import seal_shard
 from pressrun.jobs.submit import delete_file
 
 from .conftest import MakeBackend, MakeBatch, chat_line, upload_batch

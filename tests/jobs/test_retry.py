@@ -9,17 +9,20 @@ import pytest
 from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.deliveries import deliveries_of
 from pressrun.jobs.errors import BlobMissing, Conflict, NotFound, UserError
-from pressrun.jobs.finish import end_batch, seal_shard, validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
+from pressrun.jobs.finish import end_batch
 from pressrun.jobs.lines import answered, refused
 from pressrun.jobs.lineup import BILLS
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.records import Batch, Line, LineResult, Usage
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.reports import standing_of
 from pressrun.jobs.results import read_results
 from pressrun.jobs.retry import retry_batch
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.sealing import seal_shard
 from pressrun.jobs.submit import delete_file, sweep_files
 from pressrun.jobs.webhooks import EVENT_TYPES, create_endpoint
 

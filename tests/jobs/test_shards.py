@@ -8,10 +8,13 @@ import pytest
 from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import end_batch, give_up_on, seal_shard, validate_batch, wind_up
+from pressrun.jobs.beginning import validate_batch
+from pressrun.jobs.filling import give_up_on, wind_up
+from pressrun.jobs.finish import end_batch
 from pressrun.jobs.lines import never_ran, requests_of
 from pressrun.jobs.records import Batch, BatchStatus, Claim, LineResult, ShardCommit, Usage
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
+from pressrun.jobs.sealing import seal_shard
 
 from .conftest import MakeBackend, MakeBatch, chat_line
 from .simulated import Process

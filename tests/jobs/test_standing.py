@@ -9,7 +9,9 @@ import pytest
 
 from pressrun.jobs import finish, standing
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import end_batch, validate_batch, wind_up
+from pressrun.jobs.beginning import validate_batch
+from pressrun.jobs.filling import wind_up
+from pressrun.jobs.finish import end_batch
 from pressrun.jobs.ids import owner_id
 from pressrun.jobs.records import ModelCard
 from pressrun.jobs.shards import Shards

@@ -13,9 +13,10 @@ from redis import Redis
 
 from pressrun.jobs.backend import Backend, connect
 from pressrun.jobs.errors import NotFound, SettingsError, StoreUnavailable
+from pressrun.jobs.model_cards import KNOWN_S, MODEL_TTL_S, MODELS, SERVED
 from pressrun.jobs.records import Batch, BatchError, Counts, File, ModelCard, Usage
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.store import KNOWN_S, MODEL_TTL_S, MODELS, SERVED, Store
+from pressrun.jobs.store import Store
 
 from .conftest import OwnValkey
 
@@ -215,7 +216,7 @@ def test_a_created_batch_survives_the_death_of_redis(own_valkey: OwnValkey) -> N
 def test_a_batch_that_redis_cannot_bring_to_disk_is_not_promised(
     own_valkey: OwnValkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pressrun.jobs.store.DURABLE_WAIT_MS", 50)
+    monkeypatch.setattr("pressrun.jobs.connection.DURABLE_WAIT_MS", 50)
     with own_valkey.client() as redis:
         redis.config_set("appendfsync", "no")  # The kernel may take half a minute.
         with pytest.raises(StoreUnavailable, match="to disk"):

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import SettingsError
-from pressrun.jobs.finish import validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
 from pressrun.jobs.otlp import OtlpTraces
 from pressrun.jobs.settings import load_settings
 from pressrun.jobs.traces import SERVED, Place, Span, new_place, parse_traceparent, span_of

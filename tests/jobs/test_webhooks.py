@@ -14,12 +14,14 @@ from standardwebhooks import Webhook
 
 from pressrun.jobs import deliveries
 from pressrun.jobs.backend import Backend
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.deliveries import KEPT_S, TAKEN_S, announce, deliveries_of, take
 from pressrun.jobs.errors import NotFound, UserError
-from pressrun.jobs.finish import end_batch, validate_batch, wind_up
+from pressrun.jobs.filling import wind_up
+from pressrun.jobs.finish import end_batch
 from pressrun.jobs.posting import RETRY_S, attempt, send_test
 from pressrun.jobs.records import ENDED, Batch
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.submit import create_job
 from pressrun.jobs.webhooks import (
     EVENT_TYPES,

@@ -99,9 +99,11 @@ class Farm:
     def until(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
-            logs = "\n".join(worker.log.read_text() for worker in self.workers)
-            assert time.monotonic() < deadline, f"it did not happen in {timeout_s} s; {logs[-6000:]}"
+            assert time.monotonic() < deadline, f"it did not happen in {timeout_s} s; {self._logs()[-6000:]}"
             time.sleep(0.01)
+
+    def _logs(self) -> str:
+        return "\n".join(worker.log.read_text() for worker in self.workers)
 
     def many(self, number: int) -> list[dict[str, Any]]:
         return [self.ask(f"line-{i}", f"question {i}") for i in range(number)]
@@ -128,16 +130,8 @@ class Farm:
 
 
 def farm_on(redis: Redis, url: str, folder: Path, **changes: Any) -> Farm:
-    settings = load_settings(
-        {},
-        **changes,
-        data_dir=folder / "data",
-        redis_url=url,
-        model=MODEL,
-        engine="echo",
-        shard_lines=16,
-        lease_s=3,
-    )
+    values = {"model": MODEL, "engine": "echo", "shard_lines": 16, "lease_s": 3} | changes
+    settings = load_settings({}, data_dir=folder / "data", redis_url=url, **values)
     return Farm(backend_on(settings, redis), folder)
 
 

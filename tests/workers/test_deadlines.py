@@ -19,8 +19,8 @@ from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.ids import batch_id, file_id
 from pressrun.jobs.live import Call
 from pressrun.jobs.records import Batch
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.store import batch_key
 from pressrun.jobs.submit import create_file
 from pressrun.workers.engine_process import EngineProcess
 from pressrun.workers.engines import engine_of

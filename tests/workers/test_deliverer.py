@@ -46,18 +46,24 @@ def test_two_housekeepers_tell_of_every_batch_once(backend: Backend) -> None:
     assert sorted(got.headers["webhook-id"] for got in receiver.got) == sorted(map(str, ids))
 
 
-def test_an_endpoint_that_takes_its_time_holds_up_neither_batches_nor_others(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def slow_endpoint(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Whoever posts to `/slow` waits for this."""
     slow = threading.Event()
     post: Callable[..., int] = outbound.post
 
     def slowly(url: str, *args: Any, **more: Any) -> int:
         if url.endswith("/slow"):
-            slow.wait(20)
+            slow.wait(30)
         return post(url, *args, **more)
 
     monkeypatch.setattr("pressrun.jobs.posting.post", slowly)
+    return slow
+
+
+def test_an_endpoint_that_takes_its_time_holds_up_neither_batches_nor_others(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = slow_endpoint(monkeypatch)
     with receiving() as receiver, housekeepers(backend):
         listen(backend, receiver.url + "/slow")
         listen(backend, receiver.url)
@@ -98,14 +104,7 @@ def test_an_endpoint_that_takes_its_time_leaves_threads_for_the_others(
     monkeypatch.setattr(deliverer_module, "NUM_THREADS", 4)
     monkeypatch.setattr(deliverer_module, "MOST_TO_ONE", 2)
     monkeypatch.setattr(deliverer_module, "PAUSE_S", 1)
-    slow, post = threading.Event(), outbound.post
-
-    def slowly(url: str, *args: Any, **more: Any) -> int:
-        if url.endswith("/slow"):
-            slow.wait(30)
-        return post(url, *args, **more)
-
-    monkeypatch.setattr("pressrun.jobs.posting.post", slowly)
+    slow = slow_endpoint(monkeypatch)
     with receiving() as receiver, housekeepers(backend):
         listen(backend, receiver.url + "/slow")
         batches = [upload_batch(backend, [b"{}"]) for _ in range(12)]

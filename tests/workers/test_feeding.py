@@ -12,11 +12,11 @@ from redis import Redis
 
 from pressrun.jobs import lineup
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import validate_batch
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.lineup import ready_key
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.records import Batch
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.workers.feeding import LOCK, Feeder, Window
 
 from ..jobs.conftest import chat_line, upload_batch

@@ -10,11 +10,11 @@ from redis import Redis
 
 from pressrun.jobs import lineup
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.finish import validate_batch
+from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.progress import progress_of
 from pressrun.jobs.queue import SHARED_QUEUES, queue_lengths, rq_queue
 from pressrun.jobs.records import Batch, ModelCard
-from pressrun.jobs.store import batch_key
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.submit import create_job
 from pressrun.workers import feeding
 from pressrun.workers.feeding import FIRST, Feeder

@@ -18,8 +18,8 @@ from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.ids import job_id
 from pressrun.jobs.queue import queue_of, queued_job_ids, rq_job_id, rq_queue
 from pressrun.jobs.records import ENDED, Batch, BatchKind
+from pressrun.jobs.redis_keys import CARE, FED, batch_key
 from pressrun.jobs.settings import load_settings
-from pressrun.jobs.store import CARE, FED, batch_key
 from pressrun.jobs.submit import create_job, delete_file, job_result
 from pressrun.jobs.uploads import UPLOADS, add_part, create_upload, find_upload, upload_key
 from pressrun.workers import housekeeping

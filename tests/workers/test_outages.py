@@ -39,7 +39,7 @@ def cut(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cut]:
 @pytest.fixture
 def s3_farm(redis: Redis, redis_server: str, tmp_path: Path, s3_url: str, cut: Cut) -> Iterator[Farm]:
     """One that gives a shard up soon."""
-    farm = farm_on(redis, redis_server, tmp_path, blob_url=f"{s3_url}/outages", max_attempts=2)
+    farm = farm_on(redis, redis_server, tmp_path, blob_url=f"{s3_url}/outages", max_attempts=2, lease_s=2)
     yield farm
     for worker in farm.workers:
         worker.end()

@@ -7,9 +7,9 @@ from typing import Any
 
 from pressrun.jobs.control import pause_batch, resume_batch, update_batch
 from pressrun.jobs.records import Batch
+from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.reports import reports_of
 from pressrun.jobs.retry import retry_batch
-from pressrun.jobs.store import batch_key
 
 from .conftest import MODEL
 

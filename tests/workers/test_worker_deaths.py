@@ -59,16 +59,6 @@ def test_a_worker_comes_through_the_death_of_its_engine(farm: Any) -> None:
     assert worker.process.poll() is None
 
 
-def test_the_one_line_that_kills_the_engine_is_found_and_fails_alone(farm: Any) -> None:
-    worker = farm.work(max_num_seqs=64)
-    lines = farm.many(40)
-    lines[13] = farm.ask("deadly", "please kill the engine")
-    output, errors = farm.results(farm.batch(lines))
-    assert [line["custom_id"] for line in output] == [f"line-{i}" for i in range(40) if i != 13]
-    assert [(line["custom_id"], line["error"]["code"]) for line in errors] == [("deadly", "engine_crashed")]
-    assert worker.process.poll() is None
-
-
 def test_a_stopped_worker_hands_its_shards_back_and_the_next_one_need_not_wait(farm: Any) -> None:
     first = farm.work(step_s=0.2, max_num_seqs=4, grace_s=0.5)
     batch = farm.batch(farm.many(150))

@@ -16,10 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pressrun.engine.request import Attend, Load, Output, Request
-from pressrun.jobs.settings import load_settings
 from pressrun.workers.chats import PLAINLY, Rendering
 from pressrun.workers.echo_engine import ByteTokenizer, EchoEngine
-from pressrun.workers.worker import run_with
 
 KILL, STOP, SPIN = b"kill the engine", b"stop the engine", b"spin the engine"
 KILL_WORKER = "kill the worker"
@@ -71,6 +69,10 @@ class MortalFactory:
 
 
 def main() -> int:
+    # The engine's process imports this module too, and is there sooner without them.
+    from pressrun.jobs.settings import load_settings
+    from pressrun.workers.worker import run_with
+
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s %(message)s")
     knobs = json.loads(sys.argv[1])
     grace_s = knobs.pop("grace_s")

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..deltas import Delta
-from .calls import MOST_CALLS, Call, Calls, call_in
-from .source import Source, Steps, blank_end, content, needs, parsed, value_end, words_until
+from .calls import Call, Calls, call_in
+from .marked import marked_calls
+from .source import Source, Steps, blank_end, needs, parsed, value_end
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 def read(source: Source, calls: Calls) -> Iterator[Delta | None]:
-    """A marker that no call follows stays content, and so does what follows it."""
-    after_call = False
-    for _ in range(MOST_CALLS):
-        marker = yield from words_until(source, OPEN, trim=after_call)
-        if marker is None:
-            return
-        call = yield from _call(source)
-        if call is None:
-            yield content(marker)
-        else:
-            yield from calls.made(*call)
-            yield from skip_end(source, CLOSE)
-        after_call = call is not None
-    yield from rest(source)
+    yield from marked_calls(source, OPEN, lambda: told(source, calls, _call(source)))
+
+
+def told(source: Source, calls: Calls, reading: Steps[Call | None]) -> Steps[bool]:
+    """Tell the call that is read, with the tag that ends it; whether it is one."""
+    call = yield from reading
+    if call is None:
+        return False
+    yield from calls.made(*call)
+    yield from _skip_end(source)
+    return True
 
 
 def _call(source: Source) -> Steps[Call | None]:
@@ -37,19 +35,9 @@ def _call(source: Source) -> Steps[Call | None]:
     return call
 
 
-def skip_end(source: Source, tag: str) -> Steps[None]:
+def _skip_end(source: Source) -> Steps[None]:
     """Take the tag that ends a call, if it comes next, whole or cut off by the end of the text."""
     start = yield from blank_end(source, 0)
-    yield from needs(source, start + len(tag))
-    if source.rest.startswith(tag, start) or tag.startswith(source.rest[start:]):
-        source.take(start + len(tag))
-
-
-def rest(source: Source) -> Iterator[Delta | None]:
-    """All that is left is content."""
-    while True:
-        if source.rest:
-            yield content(source.take(len(source.rest)))
-        if source.ended:
-            return
-        yield None
+    yield from needs(source, start + len(CLOSE))
+    if source.rest.startswith(CLOSE, start) or CLOSE.startswith(source.rest[start:]):
+        source.take(start + len(CLOSE))

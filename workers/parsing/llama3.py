@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from ..deltas import Delta
 from .calls import MOST_CALLS, Calls, call_in
-from .hermes import rest
-from .source import Source, Steps, blank_end, content, parsed, value_end, words_until
+from .marked import marked_calls
+from .source import Source, Steps, blank_end, parsed, value_end
 
 TAG = "<|python_tag|>"
 
@@ -18,14 +18,7 @@ TAG = "<|python_tag|>"
 def read(source: Source, calls: Calls) -> Iterator[Delta | None]:
     """What is not a call is content, as it stands."""
     after_call = yield from _series(source, calls)
-    for _ in range(MOST_CALLS):
-        marker = yield from words_until(source, TAG, trim=after_call)
-        if marker is None:
-            return
-        after_call = yield from _series(source, calls)
-        if not after_call:
-            yield content(marker)
-    yield from rest(source)
+    yield from marked_calls(source, TAG, lambda: _series(source, calls), after_call=after_call)
 
 
 def _series(source: Source, calls: Calls) -> Steps[bool]:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from ..deltas import Delta
-from .calls import MOST_CALLS, Call, Calls, call_in
-from .hermes import rest
-from .source import Source, Steps, blank_end, content, parsed, place_of, value_end, words_until
+from .calls import Call, Calls, call_in
+from .marked import marked_calls
+from .source import Source, Steps, blank_end, parsed, place_of, value_end
 
 MARKER, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 MOST_HEAD = 512  # Characters of a name and what belongs to it.
@@ -16,21 +16,17 @@ _HEAD = re.compile(r"\s*([\w.-]{1,256})\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\])?
 
 
 def read(source: Source, calls: Calls) -> Iterator[Delta | None]:
-    """A marker that no call follows stays content, and so does what follows it."""
-    after_call = False
-    for _ in range(MOST_CALLS):
-        marker = yield from words_until(source, MARKER, trim=after_call)
-        if marker is None:
-            return
-        start = yield from blank_end(source, 0)
-        listed = source.rest.startswith("[", start)
-        found = yield from (_listed(source, start) if listed else _named(source, start))
-        if not found:
-            yield content(marker)
-        for call in found:
-            yield from calls.made(*call)
-        after_call = bool(found)
-    yield from rest(source)
+    yield from marked_calls(source, MARKER, lambda: _series(source, calls))
+
+
+def _series(source: Source, calls: Calls) -> Steps[bool]:
+    """Read the calls that come next; whether there were any."""
+    start = yield from blank_end(source, 0)
+    listed = source.rest.startswith("[", start)
+    found = yield from (_listed(source, start) if listed else _named(source, start))
+    for call in found:
+        yield from calls.made(*call)
+    return bool(found)
 
 
 def _listed(source: Source, start: int) -> Steps[list[Call]]:

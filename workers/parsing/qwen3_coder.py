@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..deltas import Delta
-from .calls import MOST_CALLS, Call, Calls
-from .hermes import CLOSE, OPEN, rest, skip_end
-from .source import Source, Steps, content, parsed, place_of, words_until
+from .calls import Call, Calls
+from .hermes import OPEN, told
+from .marked import marked_calls
+from .source import Source, Steps, parsed, place_of
 
 FUNCTION_END = "</function>"
 _FUNCTION = re.compile(r"\s*<function=([^<>\s]+)>(.*)", re.DOTALL)
@@ -20,20 +21,7 @@ _PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>\n?(.*?)\n?</parameter>\s*", 
 
 
 def read(source: Source, calls: Calls) -> Iterator[Delta | None]:
-    """A marker that no call follows stays content, and so does what follows it."""
-    after_call = False
-    for _ in range(MOST_CALLS):
-        marker = yield from words_until(source, OPEN, trim=after_call)
-        if marker is None:
-            return
-        call = yield from _call(source, calls)
-        if call is None:
-            yield content(marker)
-        else:
-            yield from calls.made(*call)
-            yield from skip_end(source, CLOSE)
-        after_call = call is not None
-    yield from rest(source)
+    yield from marked_calls(source, OPEN, lambda: told(source, calls, _call(source, calls)))
 
 
 def _call(source: Source, calls: Calls) -> Steps[Call | None]:
