@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy
 import pytest
 
+# It looks at every kernel in one go, on a busy machine for minutes.
+pytestmark = pytest.mark.timeout(300)
 PROGRAM = Path(__file__).with_name("interpreted_kernels.py")
 
 
