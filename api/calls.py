@@ -49,6 +49,8 @@ class Pending:
         self.is_asked = False
         self.result: tuple[int, Any] | None = None
         self.usage: dict[str, Any] | None = None
+        self.asked_at = self.heard_at = 0.0  # The last try, and the first word of it.
+        self.phases: dict[str, float] = {}
         self.error: UserError | None = None
         self.has_ended = False
         self.timer: asyncio.TimerHandle | None = None
@@ -66,6 +68,8 @@ class Pending:
         """A message; one that comes twice counts once, and one that is missing is missed."""
         if self.has_ended or number < self._num_heard:
             return
+        if not number:
+            self.heard_at = time.monotonic()
         self._num_heard += 1
         if number >= self._num_heard:
             self.fail(Unavailable("A part of the answer was lost. Try again.", code="stream_lost", retry_after_s=1))
@@ -98,6 +102,7 @@ class Pending:
         """What follows is of another try."""
         self.call = replace(self.call, attempt=self.call.attempt + 1)
         self._num_heard = 0
+        self.asked_at = time.monotonic()
 
 
 class Calls:
@@ -122,6 +127,7 @@ class Calls:
         pending = Pending(call, tenant)
         self._read_on()
         self._pending[call.id] = pending  # Before it is asked: the answer may be quick.
+        pending.asked_at = time.monotonic()
         try:
             await self._in_thread(lambda: self._begin(pending, tokens))
         except BaseException:
@@ -229,6 +235,7 @@ class Calls:
         return last
 
     def _hear(self, envelope: dict[str, Any]) -> None:
+        phases = envelope.get("phases", {})  # Of those of whom nothing was said before; earlier versions have none.
         for call_id, attempt, number, kind, content in envelope["messages"]:
             pending = self._pending.get(call_id)
             if pending is None or pending.call.attempt != attempt:
@@ -238,6 +245,7 @@ class Calls:
             elif kind == "again":
                 self._start(self._again(pending, attempt))
             else:
+                pending.phases = phases.get(call_id, pending.phases)
                 pending.hear(number, kind, content)
 
     # Workers that die

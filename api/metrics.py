@@ -26,6 +26,7 @@ from ..jobs.metrics import without_created
 from ..jobs.standing import Standing
 from .health import DEADLINE_S, NUM_THREADS, UNREACHABLE
 from .results import EVENTS
+from .timing import note_received
 
 router = APIRouter(tags=["health"])
 log = logging.getLogger("pressrun.api")
@@ -85,7 +86,7 @@ class Counted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        started, status, is_stream = time.monotonic(), None, False
+        started, status, is_stream = note_received(scope), None, False
 
         async def send_noted(message: Message) -> None:
             nonlocal status, is_stream

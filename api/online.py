@@ -25,6 +25,7 @@ from .calls import Calls, Pending
 from .chunks import Chunks, error_event
 from .deps import TenantDep
 from .results import EVENTS
+from .timing import RECEIVED, server_timing
 
 router = APIRouter(tags=["online"])
 T = TypeVar("T")
@@ -98,14 +99,14 @@ async def answer_of(
     try:
         await while_there(request.receive, pending.wait())
         if chunks is not None:
-            return EventStream(pending, chunks, calls)
+            return EventStream(pending, chunks, calls, _timing(request, pending))
     except ClientGone:
         return _ended(calls, pending, Response(status_code=CLIENT_GONE))
     except BaseException:
         calls.end(pending)
         raise
     assert pending.result is not None
-    return _ended(calls, pending, JSONResponse(pending.result[1]))
+    return _ended(calls, pending, JSONResponse(pending.result[1], headers=_timing(request, pending)))
 
 
 class EventStream(Response):
@@ -113,9 +114,9 @@ class EventStream(Response):
 
     media_type = EVENTS
 
-    def __init__(self, pending: Pending, chunks: Chunks, calls: Calls) -> None:
+    def __init__(self, pending: Pending, chunks: Chunks, calls: Calls, headers: dict[str, str]) -> None:
         # nginx would gather events otherwise.
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | headers)
         del self.headers["content-length"]
         self._pending, self._chunks, self._calls = pending, chunks, calls
 
@@ -163,6 +164,11 @@ async def _until_gone(receive: Receive) -> None:
 def _ended(calls: Calls, pending: Pending, response: Response) -> Response:
     calls.end(pending)
     return response
+
+
+def _timing(request: Request, pending: Pending) -> dict[str, str]:
+    received_at: float = request.scope["state"][RECEIVED]
+    return server_timing(received_at, pending.asked_at, pending.heard_at, pending.phases)
 
 
 def _known_text(model: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from .streams import quantile
 from .workloads import LOWEST_TOKEN, Workload
@@ -17,7 +17,10 @@ SHARES = {"p50": 50, "p95": 95, "max": 100}
 
 @dataclass(slots=True, kw_only=True)
 class Asking:
-    """Draws requests, `rate` a second on average. Waits for first tokens, and gaps between tokens, are in seconds."""
+    """Draws requests, `rate` a second on average. Waits for first tokens, and gaps between tokens, are in seconds.
+
+    What each wait was made of is in milliseconds by the name of its `phases`, if that is known.
+    """
 
     rate: float
     num_prompt: int
@@ -26,6 +29,7 @@ class Asking:
     random: random.Random
     waits: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    phases: list[dict[str, float]] = field(default_factory=list)
 
     def pause(self) -> float:
         """Seconds until the next request."""
@@ -44,6 +48,15 @@ class Asking:
             for label, share in SHARES.items()
             if times
         } | {"requests": len(self.waits)}
+
+    def phase_figures(self) -> list[dict[str, Any]]:
+        """Milliseconds of each phase of the way, in its order."""
+        names = list(dict.fromkeys(name for phases in self.phases for name in phases))
+        times = {name: [phases.get(name, 0.0) for phases in self.phases] for name in names}
+        return [
+            {"phase": name} | {f"{label}_ms": quantile(times[name], share) for label, share in SHARES.items()}
+            for name in names
+        ]
 
 
 class Level(Protocol):

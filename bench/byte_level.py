@@ -5,6 +5,7 @@ What a tokenizer costs depends on how many tokens it has and how alike they begi
 
 from __future__ import annotations
 
+import json
 import random
 import string
 from collections.abc import Mapping
@@ -30,6 +31,20 @@ def write_tokenizer(folder: Path, vocab_size: int, specials: Mapping[int, str]) 
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([specials[id] for id in sorted(specials)])
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def widen_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Give every id below `vocab_size` a text, with tokens that no text is encoded to.
+
+    A model with random weights draws any id, and a token that says nothing is not sent: who waits for the first token
+    of a stream would wait for one of those that the tokenizer knows.
+    """
+    path = folder / "tokenizer.json"
+    state = json.loads(path.read_text())
+    vocab = state["model"]["vocab"]
+    known = {*vocab.values(), *(token["id"] for token in state["added_tokens"])}
+    vocab |= {f"{SPACE}{id}": id for id in range(vocab_size) if id not in known}
+    path.write_text(json.dumps(state))
 
 
 def _merges(number: int) -> list[tuple[str, str]]:

@@ -2,12 +2,14 @@
 
     python bench/mixed.py --model llama-3.1-8b                       the whole service
     python bench/mixed.py --model llama-3.1-8b --engine              the engine's process alone
+    python bench/mixed.py --model llama-3.1-8b --stand-in            the service with a stand-in for a full GPU
     python bench/mixed.py --model tiny --num-requests 200 --prompt-tokens 64 --rate 2      needs no GPU
 
 Interactive requests come at random times, `--rate` a second on average, while the engine is idle but for them, and
 then while it runs the batch, which is also run alone. Pages are not kept for later requests, because the batch runs
-twice and is to be the same work. A model without weights is given SmolLM2's tokenizer. Prints a table, then one JSON
-line.
+twice and is to be the same work. A model without weights is given SmolLM2's tokenizer, made as large as its vocabulary.
+Prints a table, another of what the times to first tokens are made of, then one JSON line. The phases are those of the
+answers' Server-Timing header, and `http` is the rest of what the client waited.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pressrun.bench.asking import Asking, Level
+from pressrun.bench.asking import SHARES, Asking, Level
 from pressrun.bench.mixed_engine import engine_level
 from pressrun.bench.mixed_service import service_level
 from pressrun.bench.options import add_engine_flags, engine_flags
@@ -75,9 +77,9 @@ def measure(level: Level, options: argparse.Namespace) -> list[dict[str, Any]]:
         if not one.waits:
             raise SystemExit(f"no request was asked beside {what}: make --rate or --num-requests larger")
     return [
-        {"run": "interactive alone", "batch_s": None, **idle.figures()},
+        {"run": "interactive alone", "batch_s": None, **idle.figures(), "phases": idle.phase_figures()},
         {"run": "batch alone", "batch_s": alone_s},
-        {"run": "both", "batch_s": both_s, **beside.figures()},
+        {"run": "both", "batch_s": both_s, **beside.figures(), "phases": beside.phase_figures()},
     ]
 
 
@@ -85,7 +87,7 @@ def _level(options: argparse.Namespace, flags: dict[str, Any], root: Path) -> Ab
     flags = {"enable_prefix_caching": False, **flags}
     if options.engine:
         return engine_level(options.model, root, flags, has_interludes=not options.no_interludes)
-    return service_level(options.model, root, flags)
+    return service_level(options.model, root, flags, has_stand_in=options.stand_in)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
@@ -106,6 +108,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
         rows,
         num_left=1,
     )
+    print()
+    phases = [{"run": row["run"], **phase} for row in rows for phase in row.get("phases", ())]
+    shares = [(f"{label} ms", milliseconds(f"{label}_ms")) for label in SHARES]
+    print_table([("run", lambda row: row["run"]), ("phase", lambda row: row["phase"]), *shares], phases, num_left=2)
 
 
 def _options() -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -120,11 +126,14 @@ def _options() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--idle-seconds", type=float, default=12.0)
     parser.add_argument("--engine", action="store_true", help="the engine's process alone, without the service")
+    parser.add_argument("--stand-in", action="store_true", help="a stand-in for the engine, which needs no GPU")
     parser.add_argument("--no-interludes", action="store_true", help="urgent requests wait for the next step")
     add_engine_flags(parser, "EngineConfig's fields")
     options = parser.parse_args()
     if options.no_interludes and not options.engine:
         parser.error("--no-interludes is no setting of the service: it needs --engine")
+    if options.stand_in and options.engine:
+        parser.error("--stand-in and --engine exclude each other: what is left of the engine's process is a pipe")
     return options, engine_flags(options)
 
 

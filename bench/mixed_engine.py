@@ -73,11 +73,11 @@ class EngineLevel:
         items = batch.items if batch is not None else []
         left = {str(i) for i in range(len(items))}
         self._engine.add([_request(str(i), item) for i, item in enumerate(items)])
-        start = time.perf_counter()
+        start = time.monotonic()
         ended = None
         urgent = None if asking is None else Urgent(asking=asking, next_at=start)
         while ended is None or (urgent is not None and urgent.open):
-            now = time.perf_counter()
+            now = time.monotonic()
             if ended is None and not left and now - start >= seconds:
                 ended = now
             if urgent is not None and ended is None:
@@ -87,7 +87,7 @@ class EngineLevel:
                     raise SystemExit(f"request {output.id}: {output.error}")
                 if output.id.startswith(URGENT):
                     assert urgent is not None
-                    urgent.hear(output, time.perf_counter())
+                    urgent.hear(output, time.monotonic())
                 elif output.finish_reason is not None:
                     left.discard(output.id)
         return ended - start
@@ -119,6 +119,10 @@ class Urgent:
         if output.token_ids:
             times = self.asking.gaps if output.id in self.begun else self.asking.waits
             times.append(now - self.open[output.id])
+            if output.passage is not None:
+                points = self.open[output.id], output.passage.came_at, output.passage.left_at, now
+                parts = zip(("inbox", "engine", "return"), points, points[1:], strict=False)
+                self.asking.phases.append({name: (end - start) * 1000 for name, start, end in parts})
             self.begun.add(output.id)
             self.open[output.id] = now
         if output.finish_reason is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ SETTLE_S = 2.0  # From uploading a batch until its lines run.
 
 
 @contextlib.contextmanager
-def service_level(model: str, root: Path, flags: dict[str, Any]) -> Iterator[ServiceLevel]:
+def service_level(model: str, root: Path, flags: dict[str, Any], *, has_stand_in: bool) -> Iterator[ServiceLevel]:
     """A service that is ready. Raises SystemExit for a flag that it has no setting for."""
     unknown = sorted(flags.keys() - Settings.model_fields.keys())
     if unknown:
         raise SystemExit(f"the service has no setting for {', '.join(unknown)}")
     folder = served_folder(model, root)
     words, settings = service_on(folder, root, flags)
-    with running_service(START_TIMEOUT_S, **settings) as service:
+    worker = [sys.executable, str(Path(__file__).with_name("mixed_worker.py")), str(folder)] if has_stand_in else None
+    with running_service(START_TIMEOUT_S, worker=worker, **settings) as service:
         yield ServiceLevel(service, words, root)
 
 
@@ -49,6 +51,8 @@ class ServiceLevel:
             await asyncio.sleep(0.0 if batch is None else SETTLE_S)
             for one in await self._ask(asking, work.done):
                 asking.waits.append(one.first_s)
+                http = one.first_s * 1000 - sum(one.phases.values())
+                asking.phases.append({"http": http, **one.phases})
                 asking.gaps += one.gaps
         return await work
 

@@ -16,6 +16,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from openai import OpenAI
@@ -55,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         limits = {"max_batch_lines": 10**8, "max_batch_bytes": 2**40, "max_file_bytes": 2**40}
-        settings = {"data_dir": folder, "engine": "echo", "model": MODEL} | limits
+        settings: dict[str, Any] = {"data_dir": folder, "engine": "echo", "model": MODEL} | limits
         with running_service(START_TIMEOUT_S, **settings) as service:
             run_round(service, 1000, folder)  # warm-up: imports, connections, first scripts
             rounds = [run_round(service, lines, folder) for lines in (args.lines, args.more_lines) if lines]

@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from openai import APIConnectionError, OpenAI
 
+from pressrun.jobs.embedded import EmbeddedValkey
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
@@ -38,18 +40,37 @@ class BatchRun:
 
 
 @contextlib.contextmanager
-def running_service(timeout_s: float, **settings: Any) -> Iterator[Service]:
-    """Ready once a worker serves a model. Settings are those of the service, by field name."""
+def running_service(timeout_s: float, *, worker: list[str] | None = None, **settings: Any) -> Iterator[Service]:
+    """Ready once a worker serves a model. Settings are those of the service, by field name.
+
+    With the command of a `worker` that one runs instead of the service's own, beside a Valkey and the API.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     named = {f"PRESSRUN_{name.upper()}": str(value) for name, value in (settings | {"port": port}).items()}
-    command = [sys.executable, "-P", "-m", "pressrun.cli", "up"]
-    process = subprocess.Popen(command, env=os.environ | named, stdout=sys.stderr)
     client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="unused", max_retries=0)
-    try:
+    with contextlib.ExitStack() as stack:
+        if worker is None:
+            process = stack.enter_context(_running("up", os.environ | named))
+        else:
+            valkey = stack.enter_context(EmbeddedValkey(Path(settings["data_dir"])))
+            named["PRESSRUN_REDIS_URL"] = valkey.url
+            process = stack.enter_context(_running("api", os.environ | named))
+            stack.enter_context(_process(worker, os.environ | named))
         _wait_until_ready(client, process, timeout_s)
         yield Service(client=client, pid=process.pid)
+
+
+def _running(command: str, environment: dict[str, str]) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    return _process([sys.executable, "-P", "-m", "pressrun.cli", command], environment)
+
+
+@contextlib.contextmanager
+def _process(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
+    try:
+        yield process
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)

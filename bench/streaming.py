@@ -15,6 +15,7 @@ class Streamed:
 
     asked_at: float
     times: list[float] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)  # Milliseconds before its first token, as the API says.
     text: str = ""
     error: str | None = None
 
@@ -75,6 +76,8 @@ async def _read(reader: asyncio.StreamReader, streamed: Streamed) -> None:
             return
         if line.startswith(b"data: [DONE]"):
             return
+        if line.lower().startswith(b"server-timing:"):
+            streamed.phases = _phases(line.decode().partition(":")[2])
         if status != b"200" and line.startswith(b"{"):
             streamed.error = line.decode()
             return
@@ -82,6 +85,11 @@ async def _read(reader: asyncio.StreamReader, streamed: Streamed) -> None:
             _note(json.loads(line[6:]), streamed)
             if streamed.error is not None:
                 return
+
+
+def _phases(header: str) -> dict[str, float]:
+    parts = (part.partition(";dur=") for part in header.split(","))
+    return {name.strip(): float(value) for name, _, value in parts}
 
 
 def _note(chunk: dict[str, Any], streamed: Streamed) -> None:

@@ -20,6 +20,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from pressrun.bench.byte_level import widen_tokenizer
 from pressrun.bench.comparison import MAX_MODEL_LEN, Comparison
 from pressrun.bench.options import parse
 from pressrun.bench.serving import BatchRun, Service, run_batch, running_service
@@ -68,7 +69,7 @@ def main() -> int:
 
 
 def served_folder(model: str, root: Path) -> Path:
-    """The model's folder with a tokenizer in it."""
+    """The model's folder with a tokenizer in it that has a text for every token of the model."""
     if model not in SHAPES:
         return Path(model).resolve()
     folder = write_shape(model, root / "served")
@@ -76,6 +77,7 @@ def served_folder(model: str, root: Path) -> Path:
     for file in TOKENIZER_FILES:
         if (smollm2 / file).exists():
             shutil.copy(smollm2 / file, folder / file)
+    widen_tokenizer(folder, SHAPES[model]["vocab_size"])
     return folder
 
 

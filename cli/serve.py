@@ -22,6 +22,7 @@ def run_api(settings: Settings) -> int:
     import uvicorn
 
     from ..api.app import create_app, open_backend
+    from ..jobs.garbage import settle
 
     open_backend(settings).close()  # What speaks against a start is one clear error, and no traceback of the server's.
     config = uvicorn.Config(
@@ -34,6 +35,7 @@ def run_api(settings: Settings) -> int:
     )
     with listen_on(settings) as listener:
         server = uvicorn.Server(config)
+        settle()
         log.info("the API listens on %s port %d", settings.host, settings.port)
         server.run(sockets=[listener])
     return 0 if server.started else 1

@@ -119,6 +119,14 @@ class Lifetime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """When a request came to the engine's loop, and when its first output left it, by the clock of `Lifetime`."""
+
+    came_at: float
+    left_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """New tokens of one request, since the last output of the same request.
 
@@ -126,7 +134,8 @@ class Output:
     which, None for end of sequence), "length", "abort", or "error" with `error` in words. The token that ended the
     sequence is included in `token_ids`. `num_cached_tokens` counts prompt tokens served from cached pages. An
     `embedding` is float32, little-endian. `lifetime` is on the last one too, unless the request was refused, and so are
-    `prompt_logprobs`, of all prompt tokens but the first.
+    `prompt_logprobs`, of all prompt tokens but the first. The loop around an engine puts a `passage` on the first
+    output of who is urgent.
     """
 
     id: str
@@ -139,6 +148,7 @@ class Output:
     error: str | None = None
     embedding: bytes | None = None
     lifetime: Lifetime | None = None
+    passage: Passage | None = None
 
 
 # During a long step an engine's owner is given outputs as they come, and may add and abort requests.

@@ -19,11 +19,14 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from ..engine.request import URGENT, Attend, Load, ModelInfo, Output, Request
+from ..engine.request import URGENT, Attend, Load, ModelInfo, Output, Passage, Request
+from ..jobs.garbage import settle
 
 PR_SET_PDEATHSIG = 1
 LOAD_INTERVAL_S = 0.2
 MOST_AT_ONCE = 32  # Requests between two steps.
+# Requests or outputs: while a message is packed or unpacked nothing else goes on in its process.
+MOST_IN_MESSAGE = 64
 SWITCH_S = 0.0005  # Python's 5 ms are a fifth of a step, which a thread that unpacks requests may take each time.
 
 
@@ -58,7 +61,7 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """What one step gave."""
+    """What one step gave, or a part of that."""
 
     outputs: list[Output]
     load: Load
@@ -88,6 +91,7 @@ def main(pipe: Connection, factory: Callable[[], Engine], parent_pid: int) -> No
     outbox: SimpleQueue[Any] = SimpleQueue()
     outbox.put(Started(info=engine.info, load=engine.load()))
     sys.setswitchinterval(SWITCH_S)
+    settle()
     threading.Thread(target=_read, args=(pipe, inbox), daemon=True).start()
     threading.Thread(target=_write, args=(pipe, outbox), daemon=True).start()
     EngineLoop(engine, inbox, outbox).run()
@@ -103,6 +107,7 @@ class EngineLoop:
     def __init__(self, engine: Engine, inbox: SimpleQueue[Command | None], outbox: SimpleQueue[Any]) -> None:
         self._engine, self._inbox, self._outbox = engine, inbox, outbox
         self._arrived: deque[Request] = deque()
+        self._came_at: dict[str, float] = {}  # Of urgent requests that nothing was told of yet.
         self._closed = False
         self._said = 0.0
 
@@ -128,16 +133,30 @@ class EngineLoop:
     def _tell(self, outputs: list[Output]) -> None:
         load = self._engine.load()
         load = replace(load, num_waiting=load.num_waiting + len(self._arrived))
-        self._outbox.put(Stepped(outputs=outputs, load=load))
+        if self._came_at:
+            outputs = [self._with_passage(output) for output in outputs]
+        outputs = sorted(outputs, key=_is_last)  # Somebody reads what goes on.
+        for start in range(0, len(outputs) or 1, MOST_IN_MESSAGE):
+            self._outbox.put(Stepped(outputs=outputs[start : start + MOST_IN_MESSAGE], load=load))
         self._said = time.monotonic()
+
+    def _with_passage(self, output: Output) -> Output:
+        came_at = self._came_at.pop(output.id, None)
+        return (
+            output if came_at is None else replace(output, passage=Passage(came_at=came_at, left_at=time.monotonic()))
+        )
 
     def _obey(self, *, wait: bool) -> None:
         for command in _commands(self._inbox, wait=wait):
             if command is None:
                 self._closed = True
                 return
-            self._engine.add([request for request in command.add if request.priority < URGENT])
+            urgent = [request for request in command.add if request.priority < URGENT]
+            self._came_at |= dict.fromkeys((request.id for request in urgent), time.monotonic())
+            self._engine.add(urgent)
             self._arrived += [request for request in command.add if request.priority >= URGENT]
+            for id in command.abort:
+                self._came_at.pop(id, None)
             if command.abort:
                 self._take_in(len(self._arrived))  # They may be among those.
                 self._engine.abort(command.abort)
@@ -146,6 +165,10 @@ class EngineLoop:
         count = min(most, len(self._arrived))
         if count:
             self._engine.add([self._arrived.popleft() for _ in range(count)])
+
+
+def _is_last(output: Output) -> bool:
+    return output.finish_reason is not None
 
 
 def _commands(inbox: SimpleQueue[Command | None], *, wait: bool) -> Iterable[Command | None]:

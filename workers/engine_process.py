@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from ..engine.request import Load, ModelInfo, Output, Request
-from .engine_child import Command, Engine, Started, StartFailed, Stepped, main
+from ..engine.request import URGENT, Load, ModelInfo, Output, Request
+from .engine_child import MOST_IN_MESSAGE, Command, Engine, Started, StartFailed, Stepped, main
 from .pipe_writer import PipeWriter
 from .waker import Waker
 
@@ -68,8 +68,13 @@ class EngineProcess:
         return self._process is not None
 
     def add(self, requests: Sequence[Request]) -> None:
-        if requests:
-            self._send(Command(add=tuple(requests)))
+        """Send requests, the urgent ones ahead of all that is still to be sent."""
+        urgent = tuple(request for request in requests if request.priority < URGENT)
+        if urgent:
+            self._send(Command(add=urgent), urgent=True)
+        others = [request for request in requests if request.priority >= URGENT]
+        for start in range(0, len(others), MOST_IN_MESSAGE):
+            self._send(Command(add=tuple(others[start : start + MOST_IN_MESSAGE])))
 
     def abort(self, ids: Iterable[str]) -> None:
         wanted = tuple(ids)
@@ -79,6 +84,7 @@ class EngineProcess:
     def poll(self, timeout: float, waker: Waker | None = None) -> list[Output]:
         """Outputs since the last call, waiting up to `timeout` seconds for some, for the start, or for `waker`.
 
+        Where there are many, those that came first; the next call gives others at once.
         Raises EngineDied or EngineStartError once the process has ended and its last outputs have been returned.
         """
         pipes = [] if self._pipe is None else [self._pipe]
@@ -87,7 +93,7 @@ class EngineProcess:
             waker.rest()
         outputs: list[Output] = []
         try:
-            while self._pipe is not None and self._pipe.poll():
+            while len(outputs) < MOST_IN_MESSAGE and self._pipe is not None and self._pipe.poll():
                 outputs += self._heard(self._pipe.recv())
         except (EOFError, OSError) as error:
             if not outputs:
@@ -116,9 +122,9 @@ class EngineProcess:
         self.info, self.load = message.info, message.load
         return []
 
-    def _send(self, command: Command) -> None:
+    def _send(self, command: Command, *, urgent: bool = False) -> None:
         if self._writer is not None:
-            self._writer.send(command)
+            self._writer.send(command, urgent=urgent)
 
     def _bury(self) -> str:
         """Close what is left of the process; how it ended, in words."""

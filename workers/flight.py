@@ -25,7 +25,8 @@ from .twins import Answer, Answers, Twin
 
 DEATHS_ALONE = 2  # The first may be an accident.
 TWIN_SHARE = 1 / 16  # Of a line's work, so that a batch of nothing but twins is not taken in whole.
-MOST_ENDED = 256  # In one go: the leases of thousands of twins must not lapse while their answers are written.
+# In one go: leases must not lapse, and online requests not wait, while the answers of thousands are written.
+MOST_ENDED = 32
 LATE = Answer(error="line_timeout")
 
 
@@ -195,6 +196,8 @@ class Flight:
             self._inside.add(run.name)
             for flying in run.lines:
                 self._deadlines.start(flying)
+                if isinstance(flying.shard, OnlineRequest):
+                    flying.shard.moments.sent()
             requests += run.prepared.requests(run.name, -1 if run.interactive else 0)
         self._sink.add(requests)
 

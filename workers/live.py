@@ -101,6 +101,7 @@ class LiveDesk:
         """A request has run, or is given up."""
         request = flying.shard
         assert isinstance(request, OnlineRequest)
+        request.moments.hear(flying.outputs)
         if flying.error is None:
             self._outbox.answer(request, flying.prepared, flying.outputs)
         else:
@@ -210,6 +211,7 @@ class LiveDesk:
             self._forget(request)
         else:
             request.stream = AnswerStream(prepared, self._prompts.tokenizer) if prepared.body.stream else None
+            request.moments.ready()
             self._ready.put((request, prepared))
             self._waker.wake()
 

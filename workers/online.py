@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..engine.request import Output
 from ..jobs.live import Call
+from .moments import Moments
 from .streaming import AnswerStream
 
 
@@ -15,7 +15,7 @@ from .streaming import AnswerStream
 class OnlineRequest:
     """One call. `on_tokens` hears of every piece of a `stream`; after it is `stopped` nobody wants any.
 
-    Of its answer so many messages were made so far. It is here `since` that time of the monotonic clock.
+    Of its answer so many messages were made so far.
     """
 
     call: Call
@@ -23,7 +23,7 @@ class OnlineRequest:
     stream: AnswerStream | None = None
     stopped: bool = False
     num_messages: int = 0
-    since: float = field(default_factory=time.monotonic)
+    moments: Moments = field(default_factory=Moments)
 
     @property
     def name(self) -> str:
@@ -34,6 +34,12 @@ class OnlineRequest:
     def interactive(self) -> bool:
         return True
 
+    @property
+    def since(self) -> float:
+        """When it came here, by the monotonic clock."""
+        return self.moments.taken_at
+
     def hear(self, place: int, output: Output) -> None:
         """New tokens of the choice at `place`. Returns at once."""
+        self.moments.hear([output])
         self.on_tokens(self, place, output)

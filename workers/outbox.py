@@ -23,6 +23,7 @@ from ..engine.request import Output
 from ..jobs.errors import UserError
 from ..jobs.live import Live
 from ..jobs.records import LineResult
+from .moments import Phases
 from .online import OnlineRequest
 from .prompts import Prepared, Tokenizer
 from .responses import result_of
@@ -32,6 +33,15 @@ RETRY_S = 0.1
 MOST_AT_ONCE = 4096
 STATUS_OF = {"line_timeout": 504}  # Of a request that came to no answer; others are 500.
 BROKEN = UserError("The answer could not be written.", status=500, code="server_error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Something to tell an API process. The first of a request says how long the `phases` before it took."""
+
+    api: str
+    content: list[Any]
+    phases: Phases | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +111,8 @@ class Outbox:
             pass
         return events
 
-    def _messages(self, event: Event) -> list[tuple[str, list[Any]]]:
-        """What an event means for the API process that waits, whose name comes first."""
+    def _messages(self, event: Event) -> list[Message]:
+        """What an event means for the API process that waits."""
         request = event.request
         if request.stopped:
             return []
@@ -115,7 +125,9 @@ class Outbox:
         messages = []
         for kind, content in contents:
             number, request.num_messages = request.num_messages, request.num_messages + 1
-            messages.append((request.call.api, [request.call.id, request.call.attempt, number, kind, content]))
+            phases = None if number else request.moments.phases()
+            told = [request.call.id, request.call.attempt, number, kind, content]
+            messages.append(Message(api=request.call.api, content=told, phases=phases))
         return messages
 
     def _contents(self, event: Event) -> list[tuple[str, Any]]:
@@ -133,10 +145,10 @@ class Outbox:
             return [("result", _status_and_body(result_of(event.prepared, event.outputs, self._tokenizer)))]
         return [("end", stream.usage(event.outputs))]
 
-    def _send(self, messages: Sequence[tuple[str, list[Any]]]) -> None:
-        by_api: dict[str, list[Any]] = defaultdict(list)
-        for api, message in messages:
-            by_api[api].append(message)
+    def _send(self, messages: Sequence[Message]) -> None:
+        by_api: dict[str, list[Message]] = defaultdict(list)
+        for message in messages:
+            by_api[message.api].append(message)
         packed = [(api, self._packed(of_api)) for api, of_api in by_api.items()]
         while packed:
             try:
@@ -152,8 +164,12 @@ class Outbox:
                     self._on_dead(api)
             return
 
-    def _packed(self, messages: list[Any]) -> bytes:
-        fields = {"model": self._model, "worker": self._worker, "messages": messages}
+    def _packed(self, messages: Sequence[Message]) -> bytes:
+        fields: dict[str, Any] = {"model": self._model, "worker": self._worker}
+        fields["messages"] = [message.content for message in messages]
+        phases = {message.content[0]: message.phases for message in messages if message.phases is not None}
+        if phases:
+            fields["phases"] = phases
         # ASCII, because a message may quote what no encoding can carry.
         return json.dumps(fields, separators=(",", ":")).encode()
 

@@ -25,6 +25,7 @@ from ..engine.errors import EngineError
 from ..engine.request import Load, ModelInfo
 from ..jobs.backend import Backend, connect
 from ..jobs.errors import PressrunError, SettingsError, StoreUnavailable
+from ..jobs.garbage import settle
 from ..jobs.lines import never_ran
 from ..jobs.metrics import publish
 from ..jobs.records import Claim, LineResult, ModelCard
@@ -410,6 +411,7 @@ def run_with(
         worker = patiently(
             lambda: PressrunWorker(backend, engine, tokenizer, grace_s=grace_s), patience_s=lambda: START_S
         )
+        settle()
         worker.work(logging_level=settings.log_level.upper())
     except (PressrunError, EngineError, EngineStartError, EngineDied, RedisError) as error:
         log.error("the worker ends: %s", error)

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import subprocess
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,6 +70,20 @@ def test_a_chat_is_answered_as_a_job_is(shared: Online) -> None:
     own = {"id", "created"}
     assert {k: v for k, v in posted.json().items() if k not in own} == {k: v for k, v in polled.items() if k not in own}
     assert posted.json()["choices"][0]["message"]["content"] == "user: hi"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_says_what_the_wait_for_it_was_made_of(shared: Online, stream: bool) -> None:
+    body = {"model": MODEL, "prompt": "abc", "stream": stream}
+    started = time.monotonic()
+    answer = shared.api.http.post("/v1/completions", json=body)
+    took_ms = (time.monotonic() - started) * 1000
+    parts = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
+    assert [name for name, _ in parts] == ["api", "redis", "prompt", "sending", "inbox", "engine", "return", "text"]
+    durations = {name: float(duration) for name, duration in parts}
+    assert all(duration >= 0 for duration in durations.values())
+    assert durations["engine"] >= (2 if stream else 0)
+    assert sum(durations.values()) <= took_ms
 
 
 def test_a_stream_says_the_role_the_text_the_end_and_the_usage(shared: Online) -> None:

@@ -26,6 +26,8 @@ def test_requests_are_asked_alone_and_beside_the_batch_and_all_are_answered() ->
         assert row["requests"] > 0
         assert 0 < row["ttft_p50_ms"] <= row["ttft_p95_ms"] <= row["ttft_max_ms"]
         assert row["gap_max_ms"] > 0
+        assert [phase["phase"] for phase in row["phases"]] == ["inbox", "engine", "return"]
+        assert all(phase["max_ms"] <= row["ttft_max_ms"] for phase in row["phases"])
     assert summary["batch_throughput_share"] == batch["batch_s"] / both["batch_s"]
 
 

@@ -34,3 +34,14 @@ def test_answers_with_and_without_an_8_bit_cache_are_compared() -> None:
     summary = summary_of("kv_cache", "--num-prompts", "3", "--num-tokens", "4", "--device", "cpu")
     assert 0 <= summary["same_answers"] <= summary["answers"] == 3
     assert 0 < summary["mean_logprob_difference"] < 1
+
+
+def test_a_batch_beside_requests_runs_through_the_service_with_a_stand_in_for_the_engine() -> None:
+    few = ("--num-requests", "40", "--prompt-tokens", "8", "--output-tokens", "3", "--idle-seconds", "1")
+    summary = summary_of("mixed", "--model", "llama-3.1-8b", "--stand-in", "--rate", "20", *few)
+    for row in (summary["runs"][0], summary["runs"][2]):
+        phases = {phase["phase"]: phase["p50_ms"] for phase in row["phases"]}
+        way = ["http", "api", "redis", "prompt", "sending", "inbox", "engine", "return", "text"]
+        assert list(phases) == way
+        assert all(milliseconds >= 0 for milliseconds in phases.values())
+        assert phases["engine"] < row["ttft_p50_ms"]

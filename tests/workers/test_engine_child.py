@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
 from pressrun.engine.request import Attend, Output, Request, SamplingParams
 from pressrun.workers.echo_engine import EchoEngine
-from pressrun.workers.engine_child import MOST_AT_ONCE, Command, EngineLoop
+from pressrun.workers.engine_child import MOST_AT_ONCE, MOST_IN_MESSAGE, Command, EngineLoop
 
 
 class Recording(EchoEngine):
@@ -69,3 +71,31 @@ def test_who_waits_outside_can_be_aborted() -> None:
     assert engine.aborted == ["b99"]
     assert sum(map(len, engine.added)) == 111
     assert "b99" not in [entry[2].id for entry in engine._waiting]
+
+
+def test_what_a_step_gives_comes_in_small_messages_with_the_streams_first() -> None:
+    inbox: SimpleQueue[Command | None] = SimpleQueue()
+    outbox: SimpleQueue[Any] = SimpleQueue()
+    engine = Recording(inbox, num_steps=1)
+    engine.max_num_seqs = 1000
+    lines = [request(f"a{i}") for i in range(2 * MOST_IN_MESSAGE)]
+    inbox.put(Command(add=(*lines, replace(request("stream"), stream=True))))
+    EngineLoop(engine, inbox, outbox).run()
+    messages = [outbox.get_nowait() for _ in range(outbox.qsize())]
+    assert [len(message.outputs) for message in messages] == [MOST_IN_MESSAGE, MOST_IN_MESSAGE, 1]
+    assert messages[0].outputs[0].id == "stream"
+
+
+def test_who_is_urgent_is_told_when_it_came_and_left_and_nobody_else() -> None:
+    inbox: SimpleQueue[Command | None] = SimpleQueue()
+    outbox: SimpleQueue[Any] = SimpleQueue()
+    engine = Recording(inbox, num_steps=3)
+    started = time.monotonic()
+    inbox.put(Command(add=(request("line"), replace(request("urgent", priority=-1000), stream=True))))
+    EngineLoop(engine, inbox, outbox).run()
+    outputs = [output for _ in range(outbox.qsize()) for output in outbox.get_nowait().outputs]
+    first, *others = [output.passage for output in outputs if output.id == "urgent"]
+    assert first is not None
+    assert started <= first.came_at <= first.left_at <= time.monotonic()
+    assert others == [None, None]
+    assert [output.passage for output in outputs if output.id == "line"] == [None]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import psutil
 import pytest
 
-from pressrun.engine.request import Output, Request, SamplingParams
-from pressrun.workers.echo_engine import EchoFactory
+from pressrun.engine.request import Load, Output, Request, SamplingParams
+from pressrun.workers.echo_engine import EchoEngine, EchoFactory
 from pressrun.workers.engine_process import EngineDied, EngineProcess, EngineStartError
 from pressrun.workers.waker import Waker
 
@@ -170,6 +172,24 @@ def test_only_what_tells_of_something_new_is_progress(make: Callable[..., Engine
     engine.poll(0.3)
     engine.poll(0.3)
     assert engine.progress == done
+
+
+class Settled(EchoEngine):
+    """Says how many objects the garbage collection does not look at any more, in place of how many wait."""
+
+    def load(self) -> Load:
+        return replace(super().load(), num_waiting=gc.get_freeze_count())
+
+
+def test_the_engine_is_not_stopped_for_garbage_to_be_looked_for_among_all_that_was_loaded(
+    make: Callable[..., EngineProcess],
+) -> None:
+    engine = make(Settled)
+    until_up(engine)
+    engine.add([request("a")])
+    gather(engine, 1)
+    assert engine.load is not None
+    assert engine.load.num_waiting > 10_000
 
 
 def test_a_waker_ends_the_wait(make: Callable[..., EngineProcess]) -> None:
