@@ -74,12 +74,14 @@ def report(
     over_http = [one.first_s for one in alone]
     added = {p: (quantile(over_http, p) - quantile(direct, p)) * 1000 for p in (50, 95)}
     firsts = [one.first_s for one in many]
+    parts = {name: [one.phases.get(name, 0.0) for one in alone] for name in alone[0].phases}
     rates = [args.tokens / one.whole_s for one in many]
     gaps = [one.longest_gap_s for one in many]
     rows = [
         ("first token, engine process alone, ms", [quantile(direct, p) * 1000 for p in (50, 95, 100)]),
         ("a page of the API that needs no Redis, ms", [quantile(pages, p) * 1000 for p in (50, 95, 100)]),
         ("first token, over HTTP, ms", [quantile(over_http, p) * 1000 for p in (50, 95, 100)]),
+        *((f"  of it {name}, ms", [quantile(times, p) for p in (50, 95, 100)]) for name, times in parts.items()),
         (f"first token, {args.streams} at once, ms", [quantile(firsts, p) * 1000 for p in (50, 95, 100)]),
         ("longest pause in a stream, ms", [quantile(gaps, p) * 1000 for p in (50, 95, 100)]),
         ("tokens a second of a stream", [quantile(rates, p) for p in (50, 5, 0)]),
@@ -94,6 +96,7 @@ def report(
         "added_first_token_ms_p50": round(added[50], 2),
         "added_first_token_ms_p95": round(added[95], 2),
         "of_it_http_ms_p50": round(quantile(pages, 50) * 1000, 2),
+        "parts_ms_p50": {name: round(quantile(times, 50), 2) for name, times in parts.items()},
         "first_token_ms_p95": round(quantile(firsts, 95) * 1000, 1),
         "tokens_per_s": round(args.tokens * len(many) / took_s, 1),
         "slowest_to_fastest_stream": round(min(rates) / max(rates), 3),

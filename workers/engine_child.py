@@ -1,7 +1,7 @@
 """What runs in the engine's process: commands in, one step after another, outputs out.
 
-Two threads move data over the pipe, so that a step never waits for the parent. The process ends when the parent
-closes the pipe, and at once when the parent dies. Knows nothing of Redis or of lines.
+Two threads move data over the pipe where that takes time, so that a step never waits for the parent. The process ends
+when the parent closes the pipe, and at once when the parent dies. Knows nothing of Redis or of lines.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..engine.request import URGENT, Attend, Load, ModelInfo, Output, Passage, Request
 from ..jobs.garbage import settle
+from .pipe_writer import PipeWriter
 
 PR_SET_PDEATHSIG = 1
 LOAD_INTERVAL_S = 0.2
@@ -88,13 +89,12 @@ def main(pipe: Connection, factory: Callable[[], Engine], parent_pid: int) -> No
         pipe.send(StartFailed(message=f"{type(error).__name__}: {error}"))
         return
     inbox: SimpleQueue[Command | None] = SimpleQueue()
-    outbox: SimpleQueue[Any] = SimpleQueue()
-    outbox.put(Started(info=engine.info, load=engine.load()))
+    outbox = PipeWriter(pipe)
+    outbox.send(Started(info=engine.info, load=engine.load()))
     sys.setswitchinterval(SWITCH_S)
     settle()
     threading.Thread(target=_read, args=(pipe, inbox), daemon=True).start()
-    threading.Thread(target=_write, args=(pipe, outbox), daemon=True).start()
-    EngineLoop(engine, inbox, outbox).run()
+    EngineLoop(engine, inbox, outbox.send).run()
 
 
 class EngineLoop:
@@ -104,8 +104,8 @@ class EngineLoop:
     of hundreds at once, and so does who is urgent.
     """
 
-    def __init__(self, engine: Engine, inbox: SimpleQueue[Command | None], outbox: SimpleQueue[Any]) -> None:
-        self._engine, self._inbox, self._outbox = engine, inbox, outbox
+    def __init__(self, engine: Engine, inbox: SimpleQueue[Command | None], send: Callable[[Stepped], None]) -> None:
+        self._engine, self._inbox, self._send = engine, inbox, send
         self._arrived: deque[Request] = deque()
         self._came_at: dict[str, float] = {}  # Of urgent requests that nothing was told of yet.
         self._closed = False
@@ -137,7 +137,7 @@ class EngineLoop:
             outputs = [self._with_passage(output) for output in outputs]
         outputs = sorted(outputs, key=_is_last)  # Somebody reads what goes on.
         for start in range(0, len(outputs) or 1, MOST_IN_MESSAGE):
-            self._outbox.put(Stepped(outputs=outputs[start : start + MOST_IN_MESSAGE], load=load))
+            self._send(Stepped(outputs=outputs[start : start + MOST_IN_MESSAGE], load=load))
         self._said = time.monotonic()
 
     def _with_passage(self, output: Output) -> Output:
@@ -188,14 +188,6 @@ def _read(pipe: Connection, inbox: SimpleQueue[Command | None]) -> None:
             inbox.put(pipe.recv())
     except (EOFError, OSError):
         inbox.put(None)
-
-
-def _write(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
-    try:
-        while True:
-            pipe.send(outbox.get())
-    except OSError:
-        return  # The parent has closed the pipe: the reader sees it too and ends the process.
 
 
 def _die_with(parent_pid: int) -> None:

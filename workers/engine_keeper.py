@@ -51,6 +51,11 @@ class EngineKeeper:
         """Whether the engine has died too often to be started again."""
         return self._deaths >= MOST_DEATHS
 
+    def pump(self) -> None:
+        """Send what is ready, if the engine is up."""
+        if self._engine.info is not None:
+            self._flight.pump()
+
     def hear(self, timeout: float) -> Heard:
         """Send what is ready and wait up to `timeout` seconds for answers.
 
@@ -59,8 +64,7 @@ class EngineKeeper:
         if not self._engine.running and time.monotonic() >= self._start_at:
             self._engine.start()
         up = self._engine.info is not None
-        if up:
-            self._flight.pump()
+        self.pump()
         try:
             outputs = self._engine.poll(timeout, self._waker)
         except EngineDied as death:

@@ -61,6 +61,7 @@ class Flight:
         self._answers = Answers()
         self._deadlines = Deadlines(max_line_s, clock=clock)
         self._ended: deque[Flying] = deque()
+        self._ended_first: deque[Flying] = deque()  # Those that somebody waits for.
         self._ready: deque[Run] = deque()
         self._inside: set[str] = set()
         self._suspects: list[list[Run]] = []
@@ -86,7 +87,7 @@ class Flight:
     @property
     def has_ended_lines(self) -> bool:
         """Whether `take` has something to give without any output."""
-        return bool(self._ended)
+        return bool(self._ended_first or self._ended)
 
     def add(self, shard: RunningShard | OnlineRequest, lines: Iterable[Prepared]) -> None:
         """Take on lines of a shard, or the one of an online request."""
@@ -97,7 +98,7 @@ class Flight:
                 self._board(flying)
             else:
                 flying.end(known, is_twin=True)
-                self._ended.append(flying)
+                self._note_ended([flying])
 
     def pump(self) -> None:
         """Send what is ready; while there are suspects, one group of them at a time and nothing else."""
@@ -118,8 +119,9 @@ class Flight:
             if run is None:
                 continue  # Aborted meanwhile.
             if run.take(int(place), output):
-                self._ended += self._end(run, run.answer())
-        return [self._ended.popleft() for _ in range(min(MOST_ENDED, len(self._ended)))]
+                self._note_ended(self._end(run, run.answer()))
+        number = min(MOST_ENDED, len(self._ended_first) + len(self._ended))
+        return [(self._ended_first or self._ended).popleft() for _ in range(number)]
 
     def expire(self) -> list[Flying]:
         """Give up the lines that have had their time in the engine."""
@@ -144,7 +146,7 @@ class Flight:
         self._inside.clear()
         for run in inside:
             if run.is_heard:
-                self._ended += self._end(run, Answer(error=code))
+                self._note_ended(self._end(run, Answer(error=code)))
         suspects = [run for run in inside if run.name in self._runs]
         for run in suspects:
             run.begin_again()
@@ -158,6 +160,10 @@ class Flight:
         middle = (len(suspects) + 1) // 2
         self._suspects += [half for half in (suspects[middle:], suspects[:middle]) if half]
         return []
+
+    def _note_ended(self, ended: Iterable[Flying]) -> None:
+        for flying in ended:
+            (self._ended_first if flying.interactive else self._ended).append(flying)
 
     def _board(self, flying: Flying) -> None:
         """Let a line wait for the run of its twin, or for a run of its own."""

@@ -80,6 +80,11 @@ class LiveDesk:
         """Have at most so many requests in hand; with 0 none is taken any more."""
         self._most = most
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something ready to run, or to be stopped."""
+        return not (self._ready.empty() and self._to_stop.empty())
+
     def ready(self) -> list[tuple[OnlineRequest, Prepared]]:
         """Requests that are to run."""
         ready = []

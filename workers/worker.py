@@ -127,20 +127,19 @@ class PressrunWorker(RqDesk):
 
     def _turn(self) -> None:
         """One round of the loop; it waits only for the engine, and not for long."""
-        # First: after a long pause most else is not this worker's to say.
-        self._let_go_of(self.ledger.hold(() if self.intake is None else self.intake.claims()))
-        self._look_around()
-        self._take_tickets()
-        if self.intake is not None:  # Empty, it is false.
-            for taken in self.intake.ready():
-                self._receive(taken)
-            self.intake.settle(shard.ticket for shard in self.ledger if self._is_doubtful(shard))
-        if self.live is not None:
-            self._take_online(self.live)
-        self._hear_engine()
-        self._let_go_of(self.ledger.commit())
-        self._finish_sealed()
-        self._hand_back_stopped()
+        for part in (
+            self._hold,  # First: after a long pause most else is not this worker's to say.
+            self._look_around,
+            self._take_tickets,
+            self._take_lines,
+            self._make_room,
+            self._hear_engine,
+            self._commit,
+            self._finish_sealed,
+            self._hand_back_stopped,
+        ):
+            part()
+            self._attend()
 
     def _finished(self) -> bool:
         if self._stop_at is None:
@@ -205,6 +204,7 @@ class PressrunWorker(RqDesk):
             self.spans.tell(flying, result)
             tokens += result.usage.input_tokens + result.usage.output_tokens
             self.ledger.enter(flying.shard, result)
+            self._attend()
         self.meter.note(time.monotonic(), busy=busy, tokens=tokens)
         for flying, code in heard.given_up:
             given_up = never_ran(flying.prepared.line, code)
@@ -236,17 +236,24 @@ class PressrunWorker(RqDesk):
 
     # Online requests
 
-    def _take_online(self, live: LiveDesk) -> None:
-        """Let in what is ready to run, and let go what nobody waits for."""
+    def _make_room(self) -> None:
         load = self.engine.load
+        if self.live is None:
+            return
         if self._stop_at is not None or self._suspended:
-            live.make_room(0)
+            self.live.make_room(0)
         elif load is not None:
-            live.make_room(LOADS * load.num_rows)
-        for request, prepared in live.ready():
+            self.live.make_room(LOADS * load.num_rows)
+
+    def _attend(self) -> None:
+        """Send what is ready to run, and let go what nobody waits for. Somebody waits, so all else is interrupted."""
+        if self.live is None or not self.live.has_news:
+            return
+        for request, prepared in self.live.ready():
             self.flight.add(request, [prepared])
-        for request in live.to_stop():
+        for request in self.live.to_stop():
             self.flight.drop(request)
+        self.keeper.pump()
 
     def _answer_online(self, flying: Flying) -> int:
         """The tokens that it took."""
@@ -256,6 +263,19 @@ class PressrunWorker(RqDesk):
         return sum(map(len, flying.prepared.prompts)) + sum(len(output.token_ids) for output in flying.outputs)
 
     # Shards
+
+    def _hold(self) -> None:
+        self._let_go_of(self.ledger.hold(() if self.intake is None else self.intake.claims()))
+
+    def _commit(self) -> None:
+        self._let_go_of(self.ledger.commit())
+
+    def _take_lines(self) -> None:
+        if self.intake is None:  # Empty, it is false.
+            return
+        for taken in self.intake.ready():
+            self._receive(taken)
+        self.intake.settle(shard.ticket for shard in self.ledger if self._is_doubtful(shard))
 
     def _take_tickets(self) -> None:
         load = self.engine.load

@@ -58,7 +58,7 @@ def test_requests_are_counted_by_the_template_of_their_route(serve: ServeApi) ->
     for name in ("file-1", "file-2"):
         assert api.http.get(f"/v1/files/{name}").status_code == 404
     assert api.http.get("/nowhere/at/all").status_code == 404
-    assert api.http.request("BREW", "/v1/files").status_code == 405
+    assert api.http.request("PURGE", "/v1/files").status_code == 405
     found = scrape(api.http)
     template = "/v1/files/{file_id}"
     assert found[key("pressrun:http_requests_total", method="GET", route=template, status="404")] == 2

@@ -262,3 +262,17 @@ def test_a_restart_of_redis_costs_a_stream_only_time(mortal: tuple[EmbeddedValke
     text += "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == "user: " + "z" * 100
     assert post(running).status_code == 200
+
+
+def test_who_waits_does_not_wait_while_the_answers_of_a_batch_are_written(start: Start) -> None:
+    online = start()
+    online.farm.work(max_num_seqs=1000, decode_s=0.01)
+    batch = online.farm.batch(online.farm.many(600))  # 6 s of writing, of 128 answers and more at once.
+    online.farm.until(lambda: online.farm.num_done(batch) > 0)
+    waits = []
+    for _ in range(3):
+        started = time.monotonic()
+        assert post(online, max_tokens=1).status_code == 200
+        waits.append(time.monotonic() - started)
+    assert online.farm.num_done(batch) < 600, "the batch was over too soon to say anything"
+    assert max(waits) < 1

@@ -32,7 +32,8 @@ class Worker:
 
     def __init__(self, environment: dict[str, str], log: Path, **knobs: Any) -> None:
         self.log = log
-        settings = json.dumps({"step_s": 0.0, "max_num_seqs": 64, "grace_s": 20.0, "broken": False} | knobs)
+        usual = {"step_s": 0.0, "max_num_seqs": 64, "grace_s": 20.0, "broken": False, "decode_s": 0.0}
+        settings = json.dumps(usual | knobs)
         with open(log, "wb") as out:
             command = [sys.executable, str(SCRIPT), settings]
             self.process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)

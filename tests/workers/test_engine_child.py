@@ -55,7 +55,7 @@ def test_an_idle_engine_takes_all_and_a_busy_one_some_at_a_time() -> None:
     engine.in_between = Command(
         add=(*(request(f"b{i}") for i in range(3 * MOST_AT_ONCE)), request("urgent", priority=-1000))
     )
-    EngineLoop(engine, inbox, outbox).run()
+    EngineLoop(engine, inbox, outbox.put).run()
     assert [len(names) for names in engine.added] == [100, 1, MOST_AT_ONCE, MOST_AT_ONCE, MOST_AT_ONCE]
     assert engine.added[1] == ["urgent"], "it waits for nobody"
     loads = [outbox.get_nowait().load for _ in range(outbox.qsize())]
@@ -67,7 +67,7 @@ def test_who_waits_outside_can_be_aborted() -> None:
     engine = Recording(inbox, num_steps=3)
     inbox.put(Command(add=(request("a"), *(request(f"c{i}") for i in range(10)))))
     engine.in_between = Command(add=tuple(request(f"b{i}") for i in range(100)), abort=("b99",))
-    EngineLoop(engine, inbox, SimpleQueue()).run()
+    EngineLoop(engine, inbox, SimpleQueue[Any]().put).run()
     assert engine.aborted == ["b99"]
     assert sum(map(len, engine.added)) == 111
     assert "b99" not in [entry[2].id for entry in engine._waiting]
@@ -80,7 +80,7 @@ def test_what_a_step_gives_comes_in_small_messages_with_the_streams_first() -> N
     engine.max_num_seqs = 1000
     lines = [request(f"a{i}") for i in range(2 * MOST_IN_MESSAGE)]
     inbox.put(Command(add=(*lines, replace(request("stream"), stream=True))))
-    EngineLoop(engine, inbox, outbox).run()
+    EngineLoop(engine, inbox, outbox.put).run()
     messages = [outbox.get_nowait() for _ in range(outbox.qsize())]
     assert [len(message.outputs) for message in messages] == [MOST_IN_MESSAGE, MOST_IN_MESSAGE, 1]
     assert messages[0].outputs[0].id == "stream"
@@ -92,7 +92,7 @@ def test_who_is_urgent_is_told_when_it_came_and_left_and_nobody_else() -> None:
     engine = Recording(inbox, num_steps=3)
     started = time.monotonic()
     inbox.put(Command(add=(request("line"), replace(request("urgent", priority=-1000), stream=True))))
-    EngineLoop(engine, inbox, outbox).run()
+    EngineLoop(engine, inbox, outbox.put).run()
     outputs = [output for _ in range(outbox.qsize()) for output in outbox.get_nowait().outputs]
     first, *others = [output.passage for output in outputs if output.id == "urgent"]
     assert first is not None

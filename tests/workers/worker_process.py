@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pressrun.engine.request import Attend, Load, Output, Request
@@ -48,12 +49,20 @@ class MortalEngine(EchoEngine):
 
 
 class MortalTokenizer(ByteTokenizer):
-    """Takes the whole worker along with a prompt that has `KILL_WORKER` in it."""
+    """Takes the whole worker along with a prompt that has `KILL_WORKER` in it. To decode takes it `decode_s`."""
+
+    def __init__(self, decode_s: float) -> None:
+        self._decode_s = decode_s
 
     def chat(self, messages: Sequence[dict[str, Any]], how: Rendering = PLAINLY) -> Sequence[int]:
         if any(KILL_WORKER in message["content"] for message in messages):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().chat(messages, how)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, keep: Collection[int] = ()) -> str:
+        if self._decode_s:
+            time.sleep(self._decode_s)
+        return super().decode(token_ids, skip_special_tokens=skip_special_tokens, keep=keep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +84,9 @@ def main() -> int:
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s %(message)s")
     knobs = json.loads(sys.argv[1])
-    grace_s = knobs.pop("grace_s")
-    return run_with(load_settings(), MortalFactory(**knobs), MortalTokenizer, grace_s=grace_s)
+    grace_s, decode_s = knobs.pop("grace_s"), knobs.pop("decode_s")
+    tokenizer = partial(MortalTokenizer, decode_s)
+    return run_with(load_settings(), MortalFactory(**knobs), tokenizer, grace_s=grace_s)
 
 
 if __name__ == "__main__":
