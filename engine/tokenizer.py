@@ -61,7 +61,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids: special tokens in the texts count as such; of whole prompts, the tokenizer adds its own."""
-        encodings = self._fast.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
     def encode_chats(
@@ -84,7 +84,7 @@ class Tokenizer:
             "continue_final_message": continue_final_message,
         }
         texts = [self._render(list(chat), how, options) for chat in chats]
-        encodings = self._secret.encode_batch(texts, add_special_tokens=add_special_tokens)
+        encodings = self._secret.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True, keep: Collection[int] = ()) -> str:

@@ -17,6 +17,7 @@ from .pipe_writer import PipeWriter
 from .waker import Waker
 
 STOP_S = 5.0
+MOST_HEARD = 1024  # Reading is quick, and who is urgent may be behind lines.
 
 
 class EngineDied(Exception):
@@ -84,7 +85,7 @@ class EngineProcess:
     def poll(self, timeout: float, waker: Waker | None = None) -> list[Output]:
         """Outputs since the last call, waiting up to `timeout` seconds for some, for the start, or for `waker`.
 
-        Where there are many, those that came first; the next call gives others at once.
+        Of very many, those that came first; the next call gives others at once.
         Raises EngineDied or EngineStartError once the process has ended and its last outputs have been returned.
         """
         pipes = [] if self._pipe is None else [self._pipe]
@@ -93,7 +94,7 @@ class EngineProcess:
             waker.rest()
         outputs: list[Output] = []
         try:
-            while len(outputs) < MOST_IN_MESSAGE and self._pipe is not None and self._pipe.poll():
+            while len(outputs) < MOST_HEARD and self._pipe is not None and self._pipe.poll():
                 outputs += self._heard(self._pipe.recv())
         except (EOFError, OSError) as error:
             if not outputs:

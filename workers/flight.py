@@ -26,7 +26,7 @@ from .twins import Answer, Answers, Twin
 DEATHS_ALONE = 2  # The first may be an accident.
 TWIN_SHARE = 1 / 16  # Of a line's work, so that a batch of nothing but twins is not taken in whole.
 # In one go: leases must not lapse, and online requests not wait, while the answers of thousands are written.
-MOST_ENDED = 32
+MOST_ENDED = 64
 LATE = Answer(error="line_timeout")
 
 
