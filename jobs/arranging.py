@@ -47,20 +47,17 @@ class Beginnings:
         self._forget()
 
     def _forget(self) -> None:
-        self.offsets, self.sizes = array("Q"), array("L")
         self._keys: list[bytes] = []
         # The prompts' bytes up to each line's end.
         self._ends = array("Q")
 
-    def add(self, offset: int, size: int, body: dict[str, Any]) -> None:
-        """The next line: where it lies in the file, and the request in it."""
+    def add(self, body: dict[str, Any]) -> None:
+        """The request in the next line."""
         if self._too_many or len(self._keys) == MAX_LINES:
             self._too_many = True
             self._forget()
             return
         text = prompt_bytes(body)
-        self.offsets.append(offset)
-        self.sizes.append(size)
         self._keys.append(_key(text))
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
 
@@ -79,6 +76,17 @@ class Beginnings:
                     if ends[after] - ends[before] <= WINDOW_BYTES:
                         in_file[after] = boundary
         return order if arranged - sum(in_file) >= MIN_GAIN * ends[-1] else None
+
+
+class Layout:
+    """Where each line lies in a file; blank ones are none."""
+
+    def __init__(self, chunks: Iterable[bytes], *, longest: int) -> None:
+        self.offsets, self.sizes = array("Q"), array("L")
+        for offset, raw in split_lines(chunks, longest=longest):
+            if raw.strip():
+                self.offsets.append(offset)
+                self.sizes.append(len(raw))
 
     def line_size(self, index: int) -> int:
         """The bytes of a line in the copy."""
@@ -100,7 +108,7 @@ def prompt_bytes(body: dict[str, Any]) -> bytes:
     return _text(prompt)
 
 
-def arranged_copy(chunks: Iterable[bytes], beginnings: Beginnings, order: list[int], scratch: Path) -> Iterator[bytes]:
+def arranged_copy(chunks: Iterable[bytes], layout: Layout, order: Iterable[int], scratch: Path) -> Iterator[bytes]:
     """The file's lines in another order, each behind its place in the file.
 
     Passes the file through a temporary one in the folder `scratch`; OSError where that has no room.
@@ -110,8 +118,8 @@ def arranged_copy(chunks: Iterable[bytes], beginnings: Beginnings, order: list[i
             copy.write(chunk)
         copy.flush()
         for index in order:
-            copy.seek(beginnings.offsets[index])
-            yield label(index) + copy.read(beginnings.sizes[index]) + b"\n"
+            copy.seek(layout.offsets[index])
+            yield label(index) + copy.read(layout.sizes[index]) + b"\n"
 
 
 def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterator[tuple[int, bytes]]:

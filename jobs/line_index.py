@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import sys
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 from .blobs import Blobs
@@ -22,6 +22,7 @@ COUNT = struct.Struct("<Q")
 BLOCK = struct.Struct("<QQQ")  # First line, offset in the output file, offset in the error file.
 PLACE = struct.Struct("<QI")  # Twice the offset, and one more in the error file; size with the newline.
 ORDER = struct.Struct("<I")
+PORTION = 2**16
 
 
 def block_index(blocks: Iterable[tuple[int, Segment]]) -> bytes:
@@ -58,9 +59,11 @@ class Places:
             yield bytes(self._index[PLACE.size * index : PLACE.size * (index + 1)])
 
 
-def pack_order(order: list[int]) -> bytes:
+def pack_order(order: Sequence[int]) -> Iterator[bytes]:
     """Places among the requests, in the order in which they are run, as a blob."""
-    return struct.pack(f"<{len(order)}I", *order)
+    for start in range(0, len(order), PORTION):
+        part = order[start : start + PORTION]
+        yield struct.pack(f"<{len(part)}I", *part)
 
 
 def read_order(blobs: Blobs, batch: Batch, first: int = 0, num_lines: int | None = None) -> list[int]:
