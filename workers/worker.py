@@ -7,6 +7,7 @@ Everything slow is elsewhere, and everything that changes is changed here, in on
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -392,6 +393,12 @@ def run(settings: Settings, model_dir: Path | None = None) -> int:
     return run_with(settings, factory, load_tokenizer)
 
 
+def settle() -> None:
+    """Have what was loaded at the start looked at by no garbage collection: it stays, and all threads would wait."""
+    gc.collect()
+    gc.freeze()
+
+
 def run_with(
     settings: Settings,
     factory: Callable[[], Engine],
@@ -410,6 +417,7 @@ def run_with(
         worker = patiently(
             lambda: PressrunWorker(backend, engine, tokenizer, grace_s=grace_s), patience_s=lambda: START_S
         )
+        settle()
         worker.work(logging_level=settings.log_level.upper())
     except (PressrunError, EngineError, EngineStartError, EngineDied, RedisError) as error:
         log.error("the worker ends: %s", error)
