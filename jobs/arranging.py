@@ -128,7 +128,7 @@ def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterat
     Passes them through a temporary file in the folder `scratch`, or, where that has no room, reads each line once more
     from its segment. What is held in memory is four numbers a line.
     """
-    indices, segments, offsets, sizes = array("Q"), array("L"), array("Q"), array("Q")
+    indices, segments, offsets, sizes = array("I"), array("I"), array("Q"), array("Q")
     # Without a buffer, what found no room is not tried again behind our back.
     with tempfile.TemporaryFile(dir=scratch, buffering=0) as copy:
         has_room = True
@@ -140,7 +140,7 @@ def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterat
                 sizes.append(len(line) + 1)
                 offsets.append(offset + len(raw) - len(line))
                 has_room = has_room and _write(copy, line + b"\n")
-        order = sorted(range(len(indices)), key=indices.__getitem__)
+        order = _by_index(indices)
         if not has_room:
             for place in order:
                 yield indices[place], b"".join(open_blob(keys[segments[place]], offsets[place], sizes[place]))
@@ -149,6 +149,14 @@ def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterat
         for place in order:
             copy.seek(starts[place])
             yield indices[place], copy.read(sizes[place])
+
+
+def _by_index(indices: array[int]) -> Iterator[int]:
+    """The places of different numbers in the order of these, in four bytes for each number up to the largest."""
+    places = array("I", bytes(array("I").itemsize * (max(indices, default=-1) + 1)))
+    for place, index in enumerate(indices, start=1):
+        places[index] = place
+    return (place - 1 for place in places if place)
 
 
 def _write(file: IO[bytes], data: bytes) -> bool:

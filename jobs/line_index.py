@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -66,11 +67,11 @@ def pack_order(order: Sequence[int]) -> Iterator[bytes]:
         yield struct.pack(f"<{len(part)}I", *part)
 
 
-def read_order(blobs: Blobs, batch: Batch, first: int = 0, num_lines: int | None = None) -> list[int]:
+def read_order(blobs: Blobs, batch: Batch, first: int = 0, num_lines: int | None = None) -> array[int]:
     """The places of `num_lines` lines of an arranged batch from the `first` that is run. Raises BlobMissing."""
     size = None if num_lines is None else ORDER.size * num_lines
     raw = b"".join(blobs.open(batch.order_blob, ORDER.size * first, size))
-    return [place for (place,) in ORDER.iter_unpack(raw)]
+    return array("I", (place for (place,) in ORDER.iter_unpack(raw)))
 
 
 def indexed_lines(blobs: Blobs, batch: Batch, line: int, limit: int) -> Iterator[bytes]:
