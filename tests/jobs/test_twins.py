@@ -10,8 +10,8 @@ import pytest
 
 from pressrun.jobs import cutting, twins
 from pressrun.jobs.backend import Backend
-from pressrun.jobs.cutting import cut
 from pressrun.jobs.beginning import validate_batch
+from pressrun.jobs.cutting import cut
 from pressrun.jobs.lines import requests_of
 from pressrun.jobs.records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Batch
 from pressrun.jobs.requests import parse_body
