@@ -28,7 +28,9 @@ class UploadCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     filename: Text = Field(
-        min_length=1, max_length=1024, description="The file's name; a batch file's ends in `.jsonl`."
+        min_length=1,
+        max_length=1024,
+        description="The file's name; a batch file's ends as it may in `/v1/files`, and the parts are that file's.",
     )
     purpose: str = Field(description="What the file is for: `batch` for the input of a batch.")
     bytes: int = Field(strict=True, description="The file's size. The parts must have as many bytes together.")

@@ -23,8 +23,10 @@ from pressrun.jobs.queue import queue_of, rq_queue
 from pressrun.jobs.records import Batch, ModelCard, Shard
 from pressrun.jobs.settings import load_settings
 from pressrun.workers.housekeeping import TICK_S, Housekeeper
+from pressrun.workers.worker import settle
 
 SHARDS, SHARD_LINES, TAKEN = 10, 64, 4
+CARD = ModelCard(id="m", max_model_len=9, created=1, worker="w", tokens_per_s=1e4)
 
 
 def main() -> None:
@@ -39,7 +41,6 @@ def main() -> None:
         Redis.from_url(valkey.url) as redis,
     ):
         backend = backend_on(load_settings({}, data_dir=Path(name)), redis)
-        backend.store.touch_model(ModelCard(id="m", max_model_len=9, created=1, worker="w", tokens_per_s=1e4))
         redis.config_set("appendonly", "no")  # Nothing here has to outlive the measurement.
         for number in range(args.batches):
             add_batch(backend, number, f"tenant-{number % args.tenants}")
@@ -84,8 +85,10 @@ def ticks(backend: Backend, seconds: float) -> list[float]:
     """Seconds of CPU of each tick of this process, once every batch has been looked at."""
     housekeeper, costs = Housekeeper(backend), list[float]()
     queue = rq_queue(backend.redis, queue_of("batch", "m"))
+    settle()  # As a worker's process does.
     until = time.monotonic() + seconds
     while time.monotonic() < until:
+        backend.store.touch_model(CARD)  # Nothing is fed to a model that nobody has served for half a minute.
         started = time.process_time()
         housekeeper.tick()
         costs.append(time.process_time() - started)

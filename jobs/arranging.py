@@ -47,20 +47,17 @@ class Beginnings:
         self._forget()
 
     def _forget(self) -> None:
-        self.offsets, self.sizes = array("Q"), array("L")
         self._keys: list[bytes] = []
         # The prompts' bytes up to each line's end.
         self._ends = array("Q")
 
-    def add(self, offset: int, size: int, body: dict[str, Any]) -> None:
-        """The next line: where it lies in the file, and the request in it."""
+    def add(self, body: dict[str, Any]) -> None:
+        """The request in the next line."""
         if self._too_many or len(self._keys) == MAX_LINES:
             self._too_many = True
             self._forget()
             return
         text = prompt_bytes(body)
-        self.offsets.append(offset)
-        self.sizes.append(size)
         self._keys.append(_key(text))
         self._ends.append((self._ends[-1] if self._ends else 0) + len(text))
 
@@ -79,6 +76,17 @@ class Beginnings:
                     if ends[after] - ends[before] <= WINDOW_BYTES:
                         in_file[after] = boundary
         return order if arranged - sum(in_file) >= MIN_GAIN * ends[-1] else None
+
+
+class Layout:
+    """Where each line lies in a file; blank ones are none."""
+
+    def __init__(self, chunks: Iterable[bytes], *, longest: int) -> None:
+        self.offsets, self.sizes = array("Q"), array("L")
+        for offset, raw in split_lines(chunks, longest=longest):
+            if raw.strip():
+                self.offsets.append(offset)
+                self.sizes.append(len(raw))
 
     def line_size(self, index: int) -> int:
         """The bytes of a line in the copy."""
@@ -100,7 +108,7 @@ def prompt_bytes(body: dict[str, Any]) -> bytes:
     return _text(prompt)
 
 
-def arranged_copy(chunks: Iterable[bytes], beginnings: Beginnings, order: list[int], scratch: Path) -> Iterator[bytes]:
+def arranged_copy(chunks: Iterable[bytes], layout: Layout, order: Iterable[int], scratch: Path) -> Iterator[bytes]:
     """The file's lines in another order, each behind its place in the file.
 
     Passes the file through a temporary one in the folder `scratch`; OSError where that has no room.
@@ -110,8 +118,8 @@ def arranged_copy(chunks: Iterable[bytes], beginnings: Beginnings, order: list[i
             copy.write(chunk)
         copy.flush()
         for index in order:
-            copy.seek(beginnings.offsets[index])
-            yield label(index) + copy.read(beginnings.sizes[index]) + b"\n"
+            copy.seek(layout.offsets[index])
+            yield label(index) + copy.read(layout.sizes[index]) + b"\n"
 
 
 def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterator[tuple[int, bytes]]:
@@ -120,7 +128,7 @@ def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterat
     Passes them through a temporary file in the folder `scratch`, or, where that has no room, reads each line once more
     from its segment. What is held in memory is four numbers a line.
     """
-    indices, segments, offsets, sizes = array("Q"), array("L"), array("Q"), array("Q")
+    indices, segments, offsets, sizes = array("I"), array("I"), array("Q"), array("Q")
     # Without a buffer, what found no room is not tried again behind our back.
     with tempfile.TemporaryFile(dir=scratch, buffering=0) as copy:
         has_room = True
@@ -132,7 +140,7 @@ def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterat
                 sizes.append(len(line) + 1)
                 offsets.append(offset + len(raw) - len(line))
                 has_room = has_room and _write(copy, line + b"\n")
-        order = sorted(range(len(indices)), key=indices.__getitem__)
+        order = _by_index(indices)
         if not has_room:
             for place in order:
                 yield indices[place], b"".join(open_blob(keys[segments[place]], offsets[place], sizes[place]))
@@ -141,6 +149,14 @@ def in_file_order(keys: list[str], open_blob: OpenBlob, scratch: Path) -> Iterat
         for place in order:
             copy.seek(starts[place])
             yield indices[place], copy.read(sizes[place])
+
+
+def _by_index(indices: array[int]) -> Iterator[int]:
+    """The places of different numbers in the order of these, in four bytes for each number up to the largest."""
+    places = array("I", bytes(array("I").itemsize * (max(indices, default=-1) + 1)))
+    for place, index in enumerate(indices, start=1):
+        places[index] = place
+    return (place - 1 for place in places if place)
 
 
 def _write(file: IO[bytes], data: bytes) -> bool:

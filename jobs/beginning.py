@@ -165,9 +165,9 @@ def _has_input(backend: Backend, batch: Batch, lock: Lock) -> bool:
 def _arrange(backend: Backend, batch: Batch, read: Reader, arrangement: Arrangement, lock: Lock) -> bool:
     """Write the copy that an arranged batch is run from; False if there is no room for it."""
     try:
-        lines = arranged_copy(read(), arrangement.beginnings, arrangement.order, scratch_folder(backend))
+        lines = arranged_copy(read(), arrangement.layout, arrangement.order, scratch_folder(backend))
         backend.blobs_of(batch).put(batch.arranged_blob, while_locked(lines, lock))
-        backend.blobs_of(batch).put(batch.order_blob, [pack_order(arrangement.order)])
+        backend.blobs_of(batch).put(batch.order_blob, pack_order(arrangement.order))
     except (OSError, BlobsUnavailable, ResponseError) as error:
         log.warning("batch %s is run in the order of its file: a copy could not be written: %s", batch.id, error)
         return False

@@ -12,8 +12,9 @@ PressrunError
 │       └── InProgress   the same request is being served right now
 ├── StoreUnavailable     Redis did not answer, or could not make a write durable
 ├── BlobsUnavailable     the blob store did not answer, or refused
-│   └── BlobForbidden    it answered that these credentials may not do this
-└── BlobMissing          a blob that the store points to is not there
+│   └── BlobForbidden    it answered that these credentials may not do this, or that it cannot
+├── BlobMissing          a blob that the store points to is not there
+└── BlobExists           there is a blob under a name that was to be new
 """
 
 from __future__ import annotations
@@ -112,8 +113,12 @@ class BlobsUnavailable(PressrunError):
 
 
 class BlobForbidden(BlobsUnavailable):
-    """The blob store answered that these credentials may not do this."""
+    """The blob store answered that these credentials may not do this, or that it cannot."""
 
 
 class BlobMissing(PressrunError):
     """A blob that the store points to is not there."""
+
+
+class BlobExists(PressrunError):
+    """There is a blob under a name that was to be new; it was left as it is."""

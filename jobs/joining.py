@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .backend import Backend
 from .errors import BlobMissing, Conflict, UserError
@@ -17,8 +17,7 @@ from .fields import as_text, file_fields
 from .records import DEFAULT_TENANT, File
 from .redis_keys import FILE_EXPIRY, SEQUENCE, file_key, file_list, stored_key
 from .stored_files import no_room
-from .streams import checked_start
-from .submit import file_ttl_s
+from .submit import check_filled, file_ttl_s, plain_lines
 from .tenants import TENANTS, limit_field
 from .uploads import LIFE_S, UPLOADS, Upload, drop_parts, find_upload, part_blob, part_sizes, upload_key
 
@@ -93,20 +92,36 @@ def _join(backend: Backend, upload: Upload, part_ids: Sequence[str], file_id: st
         if md5 is not None and md5.lower() != digest.hexdigest():
             raise _wrong_md5(md5, digest.hexdigest())
 
-    chunks = checked_start(joined(), backend.settings.max_line_bytes) if upload.purpose == "batch" else joined()
-    size = backend.blobs.put(f"files/{file_id}", chunks)
+    filename, whole = upload.filename, joined()
+    lines: Iterable[bytes] = whole
+    if upload.purpose == "batch":
+        filename, lines = plain_lines(backend.settings, filename, whole)
+    try:
+        size = _write(backend, f"files/{file_id}", lines)
+    except UserError:
+        for _ in whole if md5 is not None else ():
+            pass  # Wrong parts, or a wrong order of them, would explain what is wrong with the file.
+        raise
     now = int(time.time())
     ttl = file_ttl_s(backend.settings, upload.purpose, upload.expires_after_s)
     file = File(
         id=file_id,
         bytes=size,
         created_at=now,
-        filename=upload.filename,
+        filename=filename,
         purpose=upload.purpose,
         expires_at=ttl and now + ttl,
         tenant=upload.tenant,
     )
     return file, digest.hexdigest()
+
+
+def _write(backend: Backend, blob: str, lines: Iterable[bytes]) -> int:
+    size = backend.blobs.put(blob, lines)
+    if not size:  # Packed, nothing is something.
+        backend.blobs.delete(blob)
+    check_filled(size)
+    return size
 
 
 def _publish(backend: Backend, upload: Upload, file: File, digest: str) -> Upload:

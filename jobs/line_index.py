@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import struct
 import sys
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 
 from .blobs import Blobs
@@ -22,6 +23,7 @@ COUNT = struct.Struct("<Q")
 BLOCK = struct.Struct("<QQQ")  # First line, offset in the output file, offset in the error file.
 PLACE = struct.Struct("<QI")  # Twice the offset, and one more in the error file; size with the newline.
 ORDER = struct.Struct("<I")
+PORTION = 2**16
 
 
 def block_index(blocks: Iterable[tuple[int, Segment]]) -> bytes:
@@ -58,16 +60,18 @@ class Places:
             yield bytes(self._index[PLACE.size * index : PLACE.size * (index + 1)])
 
 
-def pack_order(order: list[int]) -> bytes:
+def pack_order(order: Sequence[int]) -> Iterator[bytes]:
     """Places among the requests, in the order in which they are run, as a blob."""
-    return struct.pack(f"<{len(order)}I", *order)
+    for start in range(0, len(order), PORTION):
+        part = order[start : start + PORTION]
+        yield struct.pack(f"<{len(part)}I", *part)
 
 
-def read_order(blobs: Blobs, batch: Batch, first: int = 0, num_lines: int | None = None) -> list[int]:
+def read_order(blobs: Blobs, batch: Batch, first: int = 0, num_lines: int | None = None) -> array[int]:
     """The places of `num_lines` lines of an arranged batch from the `first` that is run. Raises BlobMissing."""
     size = None if num_lines is None else ORDER.size * num_lines
     raw = b"".join(blobs.open(batch.order_blob, ORDER.size * first, size))
-    return [place for (place,) in ORDER.iter_unpack(raw)]
+    return array("I", (place for (place,) in ORDER.iter_unpack(raw)))
 
 
 def indexed_lines(blobs: Blobs, batch: Batch, line: int, limit: int) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 from .errors import UserError
-from .parquet import lines_of_table, table_of_results
+from .parquet import lines_of_table, need_pyarrow, table_of_results
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -107,8 +107,20 @@ def unpacked(filename: str, chunks: Chunks) -> tuple[str, Chunks]:
     for suffix, unpack in UNPACK.items():
         if filename.endswith(suffix):
             return f"{filename.removesuffix(suffix)}.jsonl", unpack(chunks)
+    _check_name(filename, "file")
+    return filename, chunks
+
+
+def check_form(filename: str, param: str) -> None:
+    """UserError, at `param`, for a file that `unpacked` would refuse by its name or for want of a library."""
+    if filename.endswith(".parquet"):
+        need_pyarrow(param)
+    elif not filename.endswith(tuple(UNPACK)):
+        _check_name(filename, param)
+
+
+def _check_name(filename: str, param: str) -> None:
     if not filename.endswith(".jsonl"):
         names = ", ".join((".jsonl", *UNPACK))
         message = f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'. Taken are: {names}."
-        raise UserError(message, param="file")
-    return filename, chunks
+        raise UserError(message, param=param)

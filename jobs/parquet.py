@@ -30,7 +30,7 @@ COLUMNS = ("id", "custom_id", "status_code", "request_id", "body", "error")
 
 def lines_of_table(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """A table of requests as the bytes of a batch file. UserError that names the row and column it fails at."""
-    _need_pyarrow("file")
+    need_pyarrow("file")
     with tempfile.NamedTemporaryFile() as copy:
         for chunk in chunks:
             copy.write(chunk)
@@ -46,7 +46,7 @@ def lines_of_table(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def table_of_results(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Result lines as a table: `COLUMNS`, where `body` and `error` are JSON."""
-    _need_pyarrow("format")  # Now, and not when the first chunk is asked for: an answer has begun by then.
+    need_pyarrow("format")  # Now, and not when the first chunk is asked for: an answer has begun by then.
     return _written(chunks)
 
 
@@ -141,7 +141,7 @@ class _Sink:
         return b"".join(chunks)
 
 
-def _need_pyarrow(param: str) -> None:
+def need_pyarrow(param: str) -> None:
     if importlib.util.find_spec("pyarrow") is None:
         message = "This server does not know Parquet: it needs pip install 'pressrun[parquet]'."
         raise UserError(message, param=param, code="unsupported_format")

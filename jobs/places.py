@@ -7,6 +7,7 @@ then, every line can be answered under its name.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING
 from redis.lock import Lock
 
 from .backend import Backend
-from .errors import BlobForbidden, BlobMissing, BlobsUnavailable, NotFound, SettingsError, UserError
+from .errors import BlobExists, BlobForbidden, BlobMissing, BlobsUnavailable, NotFound, SettingsError, UserError
 from .locks import while_locked
 from .packing import unpacked
 from .records import Batch, File
 from .streams import at_most, checked_start, too_large
 
 if TYPE_CHECKING:
+    from .blobs import Blobs
     from .blobs.s3 import S3Blobs
 
 SCHEME = "s3://"
@@ -144,6 +146,7 @@ def fetch_input(backend: Backend, batch: Batch, lock: Lock) -> None:
 def deliver(backend: Backend, batch: Batch, files: Iterable[tuple[str, str]], lock: Lock) -> str | None:
     """Put files, given by name and blob, where the batch's results are wanted; why that was not possible.
 
+    Nothing is replaced there: the names are fixed, and what lies under them may be another's by now.
     Raises BlobsUnavailable while it is worth trying again.
     """
     if batch.output_prefix is None:
@@ -151,8 +154,7 @@ def deliver(backend: Backend, batch: Batch, files: Iterable[tuple[str, str]], lo
     bucket, _, folder = batch.output_prefix.removeprefix(SCHEME).partition("/")
     try:
         store = Place(bucket=bucket, key=folder).store("PRESSRUN_S3_OUTPUTS")
-        for name, blob in files:
-            store.put(f"{folder}{name}", while_locked(backend.blobs.open(blob), lock))
+        taken = [name for name, blob in files if not _put_once(store, f"{folder}{name}", backend.blobs, blob, lock)]
     except (SettingsError, BlobForbidden) as error:
         return str(error)
     except BlobsUnavailable as error:
@@ -160,7 +162,31 @@ def deliver(backend: Backend, batch: Batch, files: Iterable[tuple[str, str]], lo
         if time() - since < PATIENCE_S:
             raise
         return str(error)
-    return None
+    told = (f"'{batch.output_prefix}{name}' is there already and holds something else; it was left." for name in taken)
+    return " ".join(told) or None
+
+
+def _put_once(store: S3Blobs, key: str, blobs: Blobs, blob: str, lock: Lock) -> bool:
+    """Copy a blob to where nothing is yet; False where something else is.
+
+    What is there may be the same: the answer to an earlier try was lost, or who made it died before it could say so.
+    """
+    try:
+        store.put_new(key, while_locked(blobs.open(blob), lock))
+    except BlobExists:
+        try:
+            found = _digest(while_locked(store.open(key), lock))
+        except BlobMissing as error:
+            raise BlobsUnavailable(f"s3://{store.bucket}/{key} was deleted just now.") from error
+        return found == _digest(while_locked(blobs.open(blob), lock))
+    return True
+
+
+def _digest(chunks: Iterable[bytes]) -> bytes:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.digest()
 
 
 def has_input(backend: Backend, batch: Batch) -> bool:

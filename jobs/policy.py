@@ -36,18 +36,17 @@ class Candidate:
     num_shards: int
     shard_tokens: float
     had: float | None = None
+    # Made once, because most stay the same from look to look, and every look asks thousands of them.
+    flow: Flow = field(init=False, repr=False, compare=False)
+    due: Due = field(init=False, repr=False, compare=False)
 
-    @property
-    def flow(self) -> Flow:
-        return self.priority, self.tenant
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flow", (self.priority, self.tenant))
+        object.__setattr__(self, "due", Due(self.expires_at, self.id, self.tokens))
 
     @property
     def tokens(self) -> float:
         return self.num_shards * self.shard_tokens
-
-    @property
-    def due(self) -> Due:
-        return Due(id=self.id, tokens=self.tokens, at=self.expires_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +67,12 @@ class Ledgers:
 
 @dataclass(slots=True, eq=False)
 class _Standing:
-    """A candidate as its turns go by."""
+    """A candidate as its turns go by; it began where `start` says."""
 
     candidate: Candidate
     left: int
     had: float
+    start: float
 
     def key(self) -> tuple[float, int, str]:
         return self.had, self.candidate.created_at, self.candidate.id
@@ -91,6 +91,7 @@ class Turns:
             self._classes[candidate.priority].append(candidate)
         self._order = sorted(self._classes)
         self._current: _Class | None = None
+        self._starts: dict[str, float] = {}
 
     def take(self, number: int) -> list[str]:
         """The batches whose turns are next, at most `number`; a batch may come more than once."""
@@ -98,69 +99,95 @@ class Turns:
         while len(taken) < number and (self._current or self._order):
             if self._current is None:
                 # Sorting a class costs something, and lower ones may never have their turn.
-                self._current = _Class(self._classes[self._order.pop()], self._ledgers, self._rate, self._now)
-            batch_id = self._current.next()
-            if batch_id is None:
+                priority = self._order.pop()
+                self._current = _Class(priority, self._classes[priority], self._ledgers, self._rate, self._now)
+            standing = self._current.next()
+            if standing is None:
                 self._current = None
             else:
-                taken.append(batch_id)
+                taken.append(standing.candidate.id)
+                self._starts[taken[-1]] = standing.start
         return taken
+
+    def start(self, batch_id: str) -> float:
+        """Where a batch that had a turn began among those of its tenant."""
+        return self._starts[batch_id]
 
 
 class _Class:
     """The turns within one priority."""
 
-    def __init__(self, candidates: list[Candidate], ledgers: Ledgers, rate: float, now: float) -> None:
-        standings = shares_within(candidates)
+    def __init__(self, priority: int, candidates: list[Candidate], ledgers: Ledgers, rate: float, now: float) -> None:
         self._weight = ledgers.weight
-        self._pressing = deque(standings[due.id] for due in pressing(candidates, rate, now))
-        self._times = {flow: ledgers.start(flow) for flow in {candidate.flow for candidate in candidates}}
-        self._batches: dict[Flow, list[tuple[tuple[float, int, str], _Standing]]] = defaultdict(list)
-        for standing in standings.values():
-            self._batches[standing.candidate.flow].append((standing.key(), standing))
-        for batches in self._batches.values():
-            heapq.heapify(batches)
-        self._flows = [(time, flow) for flow, time in self._times.items()]
-        heapq.heapify(self._flows)
+        # By tenant; of thousands few have a turn until the line is read again, so no more is arranged than has to be.
+        self._waiting: dict[str, list[Candidate]] = defaultdict(list)
+        for candidate in candidates:
+            self._waiting[candidate.tenant].append(candidate)
+        self._opened: dict[str, _Tenant] = {}
+        due = pressing(candidates, rate, now)
+        tenants = {candidate.id: candidate.tenant for candidate in candidates} if due else {}
+        self._pressing = deque((tenants[one.id], one.id) for one in due)
+        self._times = {tenant: ledgers.start((priority, tenant)) for tenant in self._waiting}
+        self._turns = [(time, tenant) for tenant, time in self._times.items()]
+        heapq.heapify(self._turns)
 
-    def next(self) -> str | None:
-        """The batch of the next turn; None when nothing waits."""
-        while self._pressing and not self._pressing[0].left:
+    def next(self) -> _Standing | None:
+        """Who has the next turn; None when nothing waits."""
+        while self._pressing:
+            tenant, batch_id = self._pressing[0]
+            standing = self._open(tenant).standings[batch_id]
+            if standing.left:
+                return self._give(standing)
             self._pressing.popleft()
-        if self._pressing:
-            return self._give(self._pressing[0])
-        while self._flows:
-            time, flow = heapq.heappop(self._flows)
-            if time < self._times[flow]:  # It was given something as pressing meanwhile.
-                heapq.heappush(self._flows, (self._times[flow], flow))
+        while self._turns:
+            time, tenant = heapq.heappop(self._turns)
+            if time < self._times[tenant]:  # It was given something as pressing meanwhile.
+                heapq.heappush(self._turns, (self._times[tenant], tenant))
                 continue
-            standing = self._first(flow)
-            if standing is None:
+            first = self._open(tenant).first()
+            if first is None:
                 continue
-            batch_id = self._give(standing)
-            heapq.heappush(self._batches[flow], (standing.key(), standing))
-            heapq.heappush(self._flows, (self._times[flow], flow))
-            return batch_id
+            self._give(first)
+            self._open(tenant).put_back(first)
+            heapq.heappush(self._turns, (self._times[tenant], tenant))
+            return first
         return None
 
-    def _first(self, flow: Flow) -> _Standing | None:
-        """Take out the batch of a flow that had least."""
-        batches = self._batches[flow]
-        while batches:
-            key, standing = heapq.heappop(batches)
+    def _open(self, tenant: str) -> _Tenant:
+        """A tenant's batches, arranged when the first of them is looked at."""
+        if tenant not in self._opened:
+            self._opened[tenant] = _Tenant(self._waiting[tenant])
+        return self._opened[tenant]
+
+    def _give(self, standing: _Standing) -> _Standing:
+        candidate = standing.candidate
+        standing.left -= 1
+        standing.had += candidate.shard_tokens
+        self._times[candidate.tenant] += candidate.shard_tokens / self._weight(candidate.tenant)
+        return standing
+
+
+class _Tenant:
+    """The batches of a tenant within one priority, those first that had least."""
+
+    def __init__(self, candidates: list[Candidate]) -> None:
+        self.standings = shares_within(candidates)
+        self._heap = [(standing.key(), standing) for standing in self.standings.values()]
+        heapq.heapify(self._heap)
+
+    def first(self) -> _Standing | None:
+        """Take out the batch that had least of those that wait; None when none does."""
+        while self._heap:
+            key, standing = heapq.heappop(self._heap)
             if not standing.left:
                 continue
             if key == standing.key():
                 return standing
-            heapq.heappush(batches, (standing.key(), standing))
+            self.put_back(standing)  # It had a turn as pressing meanwhile.
         return None
 
-    def _give(self, standing: _Standing) -> str:
-        candidate = standing.candidate
-        standing.left -= 1
-        standing.had += candidate.shard_tokens
-        self._times[candidate.flow] += candidate.shard_tokens / self._weight(candidate.tenant)
-        return candidate.id
+    def put_back(self, standing: _Standing) -> None:
+        heapq.heappush(self._heap, (standing.key(), standing))
 
 
 def shares_within(candidates: Iterable[Candidate]) -> dict[str, _Standing]:
@@ -170,10 +197,11 @@ def shares_within(candidates: Iterable[Candidate]) -> dict[str, _Standing]:
     least: dict[Flow, float] = {}
     for flow, had in known:
         least[flow] = min(had, least.get(flow, had))
-    return {
-        one.id: _Standing(one, one.num_shards, least.get(one.flow, 0.0) if one.had is None else one.had)
-        for one in candidates
-    }
+    standings = {}
+    for one in candidates:
+        had = least.get(one.flow, 0.0) if one.had is None else one.had
+        standings[one.id] = _Standing(one, one.num_shards, had, start=had)
+    return standings
 
 
 def raised_floors(candidates: Iterable[Candidate], ledgers: Ledgers) -> dict[int, float]:

@@ -7,7 +7,7 @@ Knows nothing of HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -111,11 +111,11 @@ class _Running:
                 return
             yield spool[index]
 
-    def _indices(self, shard: Shard) -> list[int]:
+    def _indices(self, shard: Shard) -> Sequence[int]:
         """The places in the file of a shard's lines, in the order in which they are run."""
         if self._batch.arranged:
             return read_order(self._blobs, self._batch, shard.first_line, shard.num_lines)
-        return list(range(shard.first_line, shard.first_line + shard.num_lines))
+        return range(shard.first_line, shard.first_line + shard.num_lines)
 
     def _sealed(self, shard: Shard, segment: Segment) -> Iterator[bytes]:
         sizes = {"output": segment.output, "error": segment.error}

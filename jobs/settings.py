@@ -85,7 +85,11 @@ class Settings(BaseSettings):
         False, description="Post webhooks to private, loopback and other addresses that are not public, too."
     )
 
-    shard_lines: int = Field(64, ge=1, description="Most lines in one shard, the unit that a worker claims.")
+    shard_lines: int = Field(
+        64,
+        ge=1,
+        description="Most lines in one shard, the unit that a worker claims; more where all of them ask the same.",
+    )
     feed_window: int = Field(
         64, ge=1, description="Most shards of batches that wait in RQ for each live worker of their model."
     )

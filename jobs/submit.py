@@ -57,19 +57,13 @@ def create_file(
     limit = settings.max_file_bytes
     chunks = at_most(chunks, limit, too_large(limit, "PRESSRUN_MAX_FILE_BYTES"), "file")
     if purpose == "batch":
-        sent_as = filename
-        filename, chunks = unpacked(filename, chunks)
-        if filename != sent_as:
-            limit = settings.max_batch_bytes
-            chunks = at_most(chunks, limit, too_large(limit, "PRESSRUN_MAX_BATCH_BYTES"), "file")
-        chunks = checked_start(chunks, settings.max_line_bytes)
+        filename, chunks = plain_lines(settings, filename, chunks)
     now, file_id = int(time.time()), file_id or ids.file_id()
     ttl = file_ttl_s(settings, purpose, expires_after_s)
     backend.store.begin_upload(file_id)
     try:
         size = backend.blobs.put(f"files/{file_id}", chunks)
-        if not size:
-            raise UserError("The file is empty.", param="file", code="empty_file")
+        check_filled(size)
         file = File(
             id=file_id,
             bytes=size,
@@ -88,11 +82,19 @@ def create_file(
     return file
 
 
-def check_purpose(purpose: str, filename: str, *, name: str = "file") -> None:
-    """One of `PURPOSES`; a batch file must be called .jsonl. `name` is the parameter that names the file."""
-    check_known(purpose)
-    if purpose == "batch" and not filename.endswith(".jsonl"):
-        raise UserError(f"Invalid file format for Batch API. Must be .jsonl, not '{filename}'.", param=name)
+def plain_lines(settings: Settings, filename: str, chunks: Iterable[bytes]) -> tuple[str, Iterable[bytes]]:
+    """A batch file's name and bytes as it is kept, whatever it was sent as. UserError for what none may be."""
+    name, lines = unpacked(filename, chunks)
+    if name != filename:
+        limit = settings.max_batch_bytes
+        lines = at_most(lines, limit, too_large(limit, "PRESSRUN_MAX_BATCH_BYTES"), "file")
+    return name, checked_start(lines, settings.max_line_bytes)
+
+
+def check_filled(size: int) -> None:
+    """A file holds something."""
+    if not size:
+        raise UserError("The file is empty.", param="file", code="empty_file")
 
 
 def check_known(purpose: str) -> None:

@@ -22,10 +22,11 @@ from . import ids
 from .backend import Backend
 from .errors import Conflict, NotFound, UserError
 from .fields import as_text
+from .packing import check_form
 from .records import DEFAULT_TENANT
 from .redis_keys import file_key
 from .streams import at_most
-from .submit import check_expiry, check_purpose
+from .submit import check_expiry, check_known
 
 UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
 UPLOADS = "pressrun:uploads"
@@ -78,9 +79,11 @@ def create_upload(
     upload_id: str | None = None,
 ) -> Upload:
     """Begin an upload; its parts are awaited for an hour."""
-    check_purpose(purpose, filename, name="filename")
+    check_known(purpose)
+    if purpose == "batch":
+        check_form(filename, "filename")
     check_expiry(expires_after_s, "expires_after.seconds")
-    _check_size(backend, purpose, size)
+    _check_size(backend, purpose, filename, size)
     now = int(time.time())
     upload = Upload(
         id=upload_id or new_upload_id(),
@@ -168,9 +171,10 @@ def sweep_uploads(backend: Backend, now: float) -> None:
             backend.redis.zrem(UPLOADS, upload_id)
 
 
-def _check_size(backend: Backend, purpose: str, size: int) -> None:
+def _check_size(backend: Backend, purpose: str, filename: str, size: int) -> None:
+    """What a packed file comes to is known only when it is whole."""
     limit, setting = backend.settings.max_upload_bytes, "PRESSRUN_MAX_UPLOAD_BYTES"
-    if purpose == "batch" and backend.settings.max_batch_bytes < limit:
+    if purpose == "batch" and filename.endswith(".jsonl") and backend.settings.max_batch_bytes < limit:
         limit, setting = backend.settings.max_batch_bytes, "PRESSRUN_MAX_BATCH_BYTES"
     if size < 1:
         raise UserError("Invalid value for 'bytes': expected 1 or more.", param="bytes", code="invalid_value")

@@ -1,6 +1,7 @@
 """Reading a batch's input once, in bounded memory: every error with its line, and the cut into shards.
 
-Custom ids are compared by 64-bit hashes first; only where two hashes meet is the file read again for the names.
+Custom ids are compared by 64-bit hashes first; only where two hashes meet is the file read again for the names. Where
+lines are better run in another order, it is read again for where they lie.
 What a body asks for beyond the batch's own rules is judged when the line runs, and fails that line alone.
 """
 
@@ -9,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from .arranging import Beginnings
+from .arranging import Beginnings, Layout
+from .cutting import MAX_SHARD_BYTES, cut
 from .errors import BlobMissing, UserError
 from .estimates import DEFAULT_ANSWER_TOKENS, line_tokens
 from .json_text import read_strictly
@@ -22,10 +24,12 @@ from .line_options import line_options
 from .lines import split_lines
 from .records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, Batch, BatchError, Shard
 from .settings import Settings
+from .twins import MOST_LINES, Spellings, Twins, spelling_of
 
 MAX_ERRORS = 1000
 NUM_HEAPS = 64
-MAX_SHARD_BYTES = 4 * 2**20
+# So many lines must lie in another shard than a twin of theirs for a copy of the file to cost less than their runs.
+MIN_TWINS = 1 / 1000
 MAX_DEPTH = 200  # Of nested arrays and objects: far below what Python's parser takes, wherever it is called from.
 MAX_MESSAGE = 500
 KINDS = {CHAT: "Chat Completions", COMPLETIONS: "Completions", EMBEDDINGS: "Embeddings", RESPONSES: "Responses"}
@@ -56,10 +60,10 @@ class Validated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrangement:
-    """A better order to run the lines in, and the shards of a copy of the file in that order."""
+    """A better order to run the lines in than that of the file, with its `layout`, and the shards of a copy in it."""
 
-    beginnings: Beginnings
-    order: list[int]
+    layout: Layout
+    order: Sequence[int]
     shards: tuple[Shard, ...]
 
 
@@ -90,6 +94,7 @@ class _Findings:
     shards: list[Shard] = field(default_factory=list)
     hashes: _Hashes = field(default_factory=_Hashes)
     beginnings: Beginnings = field(default_factory=Beginnings)
+    spellings: Spellings = field(default_factory=Spellings)
     model: str | None = None
     asked_tokens: float = 0.0
     tokens: float = 0.0
@@ -142,7 +147,7 @@ def validate(
         total=total,
         model=found.model or "",
         asked_tokens=math.ceil(found.asked_tokens),
-        arrangement=None if found.errors else _arrangement(found.beginnings, settings),
+        arrangement=None if found.errors else _arrangement(read, found, total, settings),
         estimated_tokens=int(found.tokens),
     )
 
@@ -151,19 +156,18 @@ def _no_file(batch: Batch) -> str:
     return f"Cannot find file {batch.input_file_id}, or organization {batch.tenant} does not have access to it."
 
 
-def _arrangement(beginnings: Beginnings, settings: Settings) -> Arrangement | None:
-    order = beginnings.order()
-    if order is None:
+def _arrangement(read: Reader, found: _Findings, total: int, settings: Settings) -> Arrangement | None:
+    """For prompts that begin alike and for twins, where the file's own order scatters them."""
+    if total > MOST_LINES:
         return None
-    shards: list[Shard] = []
-    first = start = offset = 0
-    for place, index in enumerate(order):
-        if place - first == settings.shard_lines or (place > first and offset - start >= MAX_SHARD_BYTES):
-            shards.append(_shard(len(shards), first, place, start, offset))
-            first, start = place, offset
-        offset += beginnings.line_size(index)
-    shards.append(_shard(len(shards), first, len(order), start, offset))
-    return Arrangement(beginnings=beginnings, order=order, shards=tuple(shards))
+    twins = Twins(found.spellings.groups(), total)
+    by_prompts = found.beginnings.order()
+    if by_prompts is None and twins.num_apart(found.shards) < max(1, MIN_TWINS * total):
+        return None
+    order = twins.together(range(total) if by_prompts is None else by_prompts)
+    layout = Layout(read(), longest=settings.max_line_bytes)
+    shards = cut(((layout.line_size(line), twins.is_later(line)) for line in order), settings.shard_lines)
+    return Arrangement(layout=layout, order=order, shards=shards)
 
 
 def _scan(
@@ -186,7 +190,8 @@ def _scan(
         if total == first:
             start = offset
         body = _check_line(batch, raw, number, models, settings, found)
-        found.beginnings.add(offset, len(raw), body)
+        found.beginnings.add(body)
+        found.spellings.add(total, spelling_of(batch.endpoint, body))
         answer = answer_tokens.get(found.model or "", DEFAULT_ANSWER_TOKENS)
         tokens = line_tokens(batch.endpoint, body, answer)
         found.asked_tokens += tokens.asked

@@ -17,7 +17,7 @@ from redis.exceptions import LockNotOwnedError
 
 from ..jobs.backend import Backend
 from ..jobs.lineup import Line
-from ..jobs.policy import Turns, raised_floors, shares_within
+from ..jobs.policy import Turns, raised_floors
 from ..jobs.progress import progress_of
 from ..jobs.queue import enqueue, forget, queue_lengths
 
@@ -138,11 +138,8 @@ class _ModelFeeder:
 
     def _tell(self, batch_ids: list[str]) -> None:
         """What was fed is charged for, and who has nothing left leaves the line."""
-        if self._line is None or not batch_ids:
+        if self._turns is None or not batch_ids:
             return
-        fed = set(batch_ids)
-        flows = {candidate.flow for candidate in self._line.candidates if candidate.id in fed}
-        standings = shares_within(candidate for candidate in self._line.candidates if candidate.flow in flows)
-        starts = {batch_id: standings[batch_id].had for batch_id in batch_ids}
+        starts = {batch_id: self._turns.start(batch_id) for batch_id in batch_ids}
         self._lineup.note(progress_of(self._backend.store, batch_ids), starts)
         self._backend.store.look_at(*batch_ids)

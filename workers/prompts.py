@@ -22,6 +22,7 @@ from ..jobs.lines import refused
 from ..jobs.records import RESPONSES, Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
 from ..jobs.response_requests import in_own_terms
+from ..jobs.twins import digest_of
 from .chats import PLAINLY, Rendering, messages_of, rendering_of
 from .deltas import Parser, PlainParser
 from .embeddings import asked_of, check_size
@@ -30,7 +31,6 @@ from .parsing.style import PLAIN, Style, parser_of
 from .prompt_logprobs import check_scores, num_scores
 from .thought_grammars import after_thought
 from .tool_grammars import grammar_of_tools
-from .twins import digest_of
 
 log = logging.getLogger(__name__)
 Body = ChatCompletionRequest | CompletionRequest

@@ -1,38 +1,19 @@
-"""Lines that are bound to get the same answer: how they are known, and a bounded memory of what they were answered.
+"""A bounded memory of what lines were answered whose twins are bound to get the same answer.
 
-Only lines of one batch are twins, and only where nothing is left to chance: at temperature 0, or with a seed.
-Knows nothing of engines or of shards.
+Only lines of one batch are twins (`jobs/twins.py` says which). Knows nothing of engines or of shards.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from ..engine.request import Output
-from ..jobs.embeddings import EmbeddingRequest
-from ..jobs.labels import LABELS
-from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 
 MOST_ANSWERS = 4096
 MOST_TOKENS = 2**18  # Of all answers together; a reported alternative to a token counts as one.
 
 Twin = tuple[str, str, bytes]  # The batch, the copy of its lines that is run, and the digest of a request.
-
-
-def digest_of(
-    url: str, body: ChatCompletionRequest | CompletionRequest | EmbeddingRequest, *, shown: object = None
-) -> bytes | None:
-    """The same for requests that mean the same, however they are written; None where chance has a say.
-
-    `shown` is what the answer repeats of the request as it was written.
-    """
-    if not isinstance(body, EmbeddingRequest) and body.temperature > 0 and body.seed is None:
-        return None
-    canonical = json.dumps([url, body.model_dump(exclude=LABELS), shown], separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

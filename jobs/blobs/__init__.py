@@ -1,6 +1,6 @@
 """Blob stores: bytes under a key, on disk, in S3 or in Redis. The scheme of a URL picks the file.
 
-A blob appears whole or not at all: a reader never sees a part of one, and writing it again replaces it. Keys are
+A blob appears whole or not at all: a reader never sees a part of one, and putting it again replaces it. Keys are
 `/`-separated names that Pressrun makes itself.
 """
 
@@ -22,6 +22,13 @@ class Blobs(Protocol):
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         """Store the chunks under `key` and return their size; durable when it returns."""
+
+    def put_new(self, key: str, chunks: Iterable[bytes]) -> int:
+        """The same, where no blob has that name. Raises BlobExists, and leaves what is there as it is.
+
+        Of several writers one succeeds. Where the answer to that one is lost, it may find its own blob when it tries
+        again: who cares compares what is there.
+        """
 
     def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
         """Store blobs, given by key and size, one behind the other under `target`; otherwise as `put`.

@@ -6,12 +6,12 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from ..errors import BlobMissing, BlobsUnavailable
+from ..errors import BlobExists, BlobMissing, BlobsUnavailable
 
 CHUNK = 2**20
 # What a disk says that is full, or fails, or is not mounted as it should be: all of it may pass.
@@ -29,6 +29,13 @@ class DiskBlobs:
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         with self._draft(key) as out:
             return sum(out.write(chunk) for chunk in chunks)
+
+    def put_new(self, key: str, chunks: Iterable[bytes]) -> int:
+        try:
+            with self._draft(key, place=os.link) as out:
+                return sum(out.write(chunk) for chunk in chunks)
+        except FileExistsError as error:
+            raise BlobExists(key) from error
 
     def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
         with self._draft(target) as out:
@@ -82,8 +89,8 @@ class DiskBlobs:
                     draft.unlink()
 
     @contextmanager
-    def _draft(self, key: str) -> Iterator[IO[bytes]]:
-        """A file that becomes the blob if nothing is raised."""
+    def _draft(self, key: str, place: Callable[[Path, Path], None] = os.replace) -> Iterator[IO[bytes]]:
+        """A file that becomes the blob if nothing is raised; `place` gives it its name."""
         path = self._path(key)
         with _writing(key):
             _make_folder(path.parent)
@@ -93,7 +100,7 @@ class DiskBlobs:
                     yield out
                     out.flush()
                     os.fsync(out.fileno())
-                os.replace(draft, path)
+                place(draft, path)
             finally:
                 draft.unlink(missing_ok=True)
             _sync_folder(path.parent)

@@ -7,7 +7,7 @@ from typing import Any
 
 from redis import Redis
 
-from ..errors import BlobMissing
+from ..errors import BlobExists, BlobMissing
 
 CHUNK = 2**20
 PREFIX = "pressrun:blob:"
@@ -23,6 +23,12 @@ class RedisBlobs:
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         data = b"".join(chunks)
         self.redis.set(PREFIX + key, data, ex=self.ttl_s)
+        return len(data)
+
+    def put_new(self, key: str, chunks: Iterable[bytes]) -> int:
+        data = b"".join(chunks)
+        if not self.redis.set(PREFIX + key, data, ex=self.ttl_s, nx=True):
+            raise BlobExists(key)
         return len(data)
 
     def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:

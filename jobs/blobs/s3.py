@@ -19,7 +19,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
 
-from ..errors import BlobForbidden, BlobMissing, BlobsUnavailable, SettingsError
+from ..errors import BlobExists, BlobForbidden, BlobMissing, BlobsUnavailable, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,9 @@ class S3Blobs:
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         return self._put_parts(key, _parts(chunks))
+
+    def put_new(self, key: str, chunks: Iterable[bytes]) -> int:
+        return self._put_parts(key, _parts(chunks), only_new=True)
 
     def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
         return self._put_parts(target, self._joined(pieces))
@@ -131,12 +134,13 @@ class S3Blobs:
         with self._speaking(upload["Key"]):
             self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
-    def _put_parts(self, key: str, parts: Iterator[Part]) -> int:
+    def _put_parts(self, key: str, parts: Iterator[Part], *, only_new: bool = False) -> int:
+        last = self._last_call(key, only_new=only_new)
         first = next(parts, b"")
         second = next(parts, None)
         if second is None and isinstance(first, bytes):
-            with self._speaking(key):
-                self._client.put_object(**self._named(key), Body=first)
+            with last as condition:
+                self._client.put_object(**self._named(key), **condition, Body=first)
             return len(first)
         given = (first,) if second is None else (first, second)
         named = self._named(key)
@@ -147,14 +151,28 @@ class S3Blobs:
             for number, part in enumerate(chain(given, parts), start=1):
                 done.append({"PartNumber": number, "ETag": self._put_part(upload | {"PartNumber": number}, key, part)})
                 size += len(part)
-            with self._speaking(key):
-                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
+            with last as condition:
+                self._client.complete_multipart_upload(**upload, **condition, MultipartUpload={"Parts": done})
         except BaseException:
             # Parts that are never completed cost their space until `tidy` or a bucket's own rules remove them.
             with suppress(ClientError, BotoCoreError):
                 self._client.abort_multipart_upload(**upload)
             raise
         return size
+
+    @contextmanager
+    def _last_call(self, key: str, *, only_new: bool) -> Iterator[dict[str, str]]:
+        """Around the call that makes an object appear; gives what that is to say if it may replace none.
+
+        An upload that is gone then was completed by a call whose answer was lost, as far as anybody can tell.
+        """
+        try:
+            with self._speaking(key):
+                yield {"IfNoneMatch": "*"} if only_new else {}
+        except BlobMissing as error:
+            if not only_new:
+                raise
+            raise BlobExists(key) from error
 
     def _put_part(self, place: dict[str, Any], key: str, part: Part) -> Any:
         if isinstance(part, bytes):
@@ -213,7 +231,8 @@ class S3Blobs:
                 raise BlobMissing(key) from error
             if code == "InvalidRange":
                 raise RangeEmpty from error
-            kind = BlobForbidden if code in ("403", "AccessDenied") else BlobsUnavailable
+            # Some things stay as they are, whoever waits: what we may not do, and what such a store cannot.
+            kind = BlobForbidden if code in ("403", "AccessDenied", "NotImplemented") else BlobsUnavailable
             raise kind(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error
         except BotoCoreError as error:
             raise BlobsUnavailable(f"s3://{self.bucket}/{self.prefix}{key}: {error}") from error

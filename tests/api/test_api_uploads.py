@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import random
@@ -51,6 +52,17 @@ def test_the_sdk_uploads_a_file_in_parts_and_a_batch_is_made_of_it(api: Api, tmp
     counts = api.openai.batches.retrieve(batch.id).request_counts
     assert counts
     assert counts.total == 100
+
+
+def test_a_packed_file_in_parts_is_kept_as_its_lines(api: Api, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(gzip.compress(WHOLE))
+    uploads = api.openai.uploads
+    upload = uploads.upload_file_chunked(file=path, mime_type="application/gzip", purpose="batch", part_size=200)
+    assert (upload.status, upload.bytes, upload.filename) == ("completed", path.stat().st_size, "in.jsonl.gz")
+    assert upload.file
+    assert (upload.file.bytes, upload.file.filename) == (len(WHOLE), "in.jsonl")
+    assert api.openai.files.content(upload.file.id).content == WHOLE
 
 
 def test_an_async_client_sends_parts_at_once_and_completes_them_in_its_own_order(api: Api) -> None:

@@ -118,6 +118,10 @@ class GatedBlobs:
         self.gate()
         return self.blobs.put(key, self._to_the_last_write(key, chunks))
 
+    def put_new(self, key: str, chunks: Iterable[bytes]) -> int:
+        self.gate()
+        return self.blobs.put_new(key, self._to_the_last_write(key, chunks))
+
     def join(self, pieces: Iterable[tuple[str, int]], target: str) -> int:
         def gated() -> Iterator[tuple[str, int]]:
             for piece in pieces:

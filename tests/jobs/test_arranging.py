@@ -13,7 +13,7 @@ import pytest
 from redis.exceptions import OutOfMemoryError
 
 from pressrun.jobs import arranging
-from pressrun.jobs.arranging import Beginnings, arranged_copy, in_file_order, prompt_bytes
+from pressrun.jobs.arranging import Beginnings, Layout, arranged_copy, in_file_order, prompt_bytes
 from pressrun.jobs.backend import Backend
 from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.errors import BlobsUnavailable
@@ -27,8 +27,8 @@ from .simulated import run_shard
 
 def beginnings_of(prompts: list[str]) -> Beginnings:
     found = Beginnings()
-    for i, prompt in enumerate(prompts):
-        found.add(10 * i, 9, {"prompt": prompt})
+    for prompt in prompts:
+        found.add({"prompt": prompt})
     return found
 
 
@@ -79,9 +79,7 @@ def test_a_file_too_long_to_be_sorted_in_memory_keeps_its_order(monkeypatch: pyt
     prompts = shuffled(documents(600, 4, 3000))
     assert beginnings_of(prompts).order() is not None
     monkeypatch.setattr(arranging, "MAX_LINES", 2000)
-    found = beginnings_of(prompts)
-    assert found.order() is None
-    assert len(found.offsets) == 0  # Nor is it held in memory.
+    assert beginnings_of(prompts).order() is None
 
 
 def test_longer_beginnings_count_within_shorter_ones() -> None:
@@ -106,16 +104,11 @@ def test_what_a_request_begins_with() -> None:
 
 
 def test_a_copy_holds_every_line_behind_its_place(tmp_path: Path) -> None:
-    lines = [b"zero", b"", b"one\r", "zwölf".encode()]
-    raw = b"\n".join(lines)
-    found, offset = Beginnings(), 0
-    for line in lines:
-        if line:
-            found.add(offset, len(line), {})
-        offset += len(line) + 1
-    copy = b"".join(arranged_copy([raw[:7], raw[7:]], found, [2, 0, 1], tmp_path))
+    raw = "zero\n \none\r\nzwölf".encode()
+    layout = Layout([raw[:9], raw[9:]], longest=9)
+    copy = b"".join(arranged_copy([raw[:7], raw[7:]], layout, [2, 0, 1], tmp_path))
     assert copy == "2\tzwölf\n0\tzero\n1\tone\r\n".encode()
-    assert [len(line) + 1 for line in copy[:-1].split(b"\n")] == [found.line_size(index) for index in (2, 0, 1)]
+    assert [len(line) + 1 for line in copy[:-1].split(b"\n")] == [layout.line_size(index) for index in (2, 0, 1)]
 
 
 @pytest.mark.parametrize("room", [None, 0, 100, 4000])

@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pressrun.jobs.blobs import s3 as s3_module
 from pressrun.jobs.blobs.disk import DiskBlobs
 from pressrun.jobs.blobs.redis import CHUNK, RedisBlobs
 from pressrun.jobs.blobs.s3 import S3Blobs
-from pressrun.jobs.errors import BlobMissing, BlobsUnavailable, SettingsError
+from pressrun.jobs.errors import BlobExists, BlobMissing, BlobsUnavailable, SettingsError
 
 
 @pytest.fixture(params=["disk", "redis", "s3"])
@@ -78,6 +79,50 @@ def test_a_missing_blob_is_named_at_once(blobs: Blobs) -> None:
         blobs.open("a/b")
     with pytest.raises(BlobMissing, match="a/b"):
         blobs.size("a/b")
+
+
+def test_what_is_to_be_new_replaces_nothing(blobs: Blobs) -> None:
+    assert blobs.put_new("a/b", [b"one", b"two"]) == 6
+    with pytest.raises(BlobExists, match="a/b"):
+        blobs.put_new("a/b", [b"another"])
+    assert read(blobs, "a/b") == b"onetwo"
+    blobs.delete("a/b")
+    assert blobs.put_new("a/b", []) == 0
+    assert blobs.put("a/b", [b"and again"]) == blobs.size("a/b")  # Whoever means to replace may.
+
+
+@pytest.mark.parametrize("size", [0, 9 * CHUNK])
+def test_of_two_writers_of_a_new_blob_the_first_to_end_succeeds(blobs: Blobs, tmp_path: Path, size: int) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"x" * size
+        assert blobs.put_new("a/b", [b"y" * size, b"quick"]) == size + 5
+        yield b"slow"
+
+    with pytest.raises(BlobExists, match="a/b"):
+        blobs.put_new("a/b", chunks())
+    assert read(blobs, "a/b") == b"y" * size + b"quick"
+    assert list(blobs.list("a")) == ["a/b"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] in ([], ["b"])
+    if isinstance(blobs, S3Blobs):
+        assert uploads(blobs) == []
+
+
+def test_of_many_writers_at_once_of_a_new_blob_one_succeeds(blobs: Blobs) -> None:
+    succeeded: list[bytes] = []
+    start = threading.Barrier(6)
+
+    def write(text: bytes) -> None:
+        start.wait()
+        with suppress(BlobExists, BlobsUnavailable):  # S3 may tell one that meets another to try again.
+            blobs.put_new("a/b", [text])
+            succeeded.append(text)
+
+    writers = [threading.Thread(target=write, args=(b"%d" % number,)) for number in range(6)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [read(blobs, "a/b")] == succeeded
 
 
 @pytest.mark.parametrize(

@@ -131,11 +131,14 @@ class Story:
             self.processes[1].finish()
 
     def input(self) -> bytes:
-        """Lines that are run in their own order, or two beginnings in turn, which are brought together."""
-        if self.chance.random() < 0.5:
+        """Lines in their own order, or two beginnings or three twins in turn, which are brought together."""
+        kind = self.chance.choice(["own", "own", "beginnings", "twins"])
+        if kind == "own":
             return encode(*map(chat_line, NAMES))
-        topics = [[{"role": "user", "content": f"topic {i % 2} " * 9}] for i in range(NUM_LINES)]
-        return encode(*(chat_line(name, messages=topic) for name, topic in zip(NAMES, topics, strict=True)))
+        texts = [f"topic {i % 2} " * 9 if kind == "beginnings" else f"t{i % 3}" for i in range(NUM_LINES)]
+        asked = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+        chance = {"temperature": 0.0 if kind == "twins" else 1.0}
+        return encode(*(chat_line(name, **one, **chance) for name, one in zip(NAMES, asked, strict=True)))
 
     def start(self, action: Callable[[Backend], Any]) -> None:
         self.processes.append(Process(self.backend, action))

@@ -12,6 +12,7 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from redis.exceptions import LockNotOwnedError
 
 from pressrun.jobs import places
@@ -21,6 +22,7 @@ from pressrun.jobs.blobs.s3 import S3Blobs
 from pressrun.jobs.errors import BlobMissing, BlobsUnavailable, SettingsError, UserError
 from pressrun.jobs.filling import wind_up
 from pressrun.jobs.finish import end_batch
+from pressrun.jobs.places import Place
 from pressrun.jobs.records import Batch
 from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.settings import load_settings
@@ -195,7 +197,7 @@ def test_an_end_waits_for_its_bucket_and_then_says_why_it_did_not(
     def away(*_: Any) -> int:
         raise BlobsUnavailable("nobody answers")
 
-    monkeypatch.setattr(S3Blobs, "put", away)
+    monkeypatch.setattr(S3Blobs, "put_new", away)
     with pytest.raises(BlobsUnavailable):
         finish(backend, batch)
     with pytest.raises(BlobsUnavailable):
@@ -209,18 +211,122 @@ def test_an_end_waits_for_its_bucket_and_then_says_why_it_did_not(
     assert json.loads(answers[0])["response"]["status_code"] == 200
 
 
+@pytest.fixture
+def delivering(backend: Backend, folder: str) -> Batch:
+    """A batch that runs, and whose results are wanted in a bucket."""
+    file = create_file(backend, filename="in.jsonl", purpose="batch", chunks=[LINES])
+    batch = create(backend, file.id, f"s3://{BUCKET}/{folder}/out/")
+    validate_batch(backend, batch.id)
+    return batch
+
+
+def delivered(bucket: S3Blobs, folder: str, batch: Batch, part: str) -> bytes:
+    return b"".join(bucket.open(f"{folder}/out/{batch.id}_{part}.jsonl"))
+
+
+def check_delivered(backend: Backend, bucket: S3Blobs, folder: str, batch: Batch) -> None:
+    assert (batch.status, batch.delivery_error) == ("completed", None)
+    for part, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
+        whole = b"".join(backend.blobs.open(backend.store.file(file_id).blob))
+        assert delivered(bucket, folder, batch, part) == whole
+
+
+def test_what_somebody_else_has_put_there_is_left_as_it_is(
+    backend: Backend, bucket: S3Blobs, folder: str, delivering: Batch
+) -> None:
+    bucket.put(f"{folder}/out/{delivering.id}_output.jsonl", [b"mine"])
+    batch = finish(backend, delivering)
+    where = f"s3://{BUCKET}/{folder}/out/{batch.id}_output.jsonl"
+    message = f"'{where}' is there already and holds something else; it was left."
+    assert (batch.status, batch.delivery_error) == ("completed", message)
+    assert delivered(bucket, folder, batch, "output") == b"mine"
+    assert delivered(bucket, folder, batch, "error") == b"".join(backend.blobs.open(batch.result_blob("error")))
+
+
+def test_a_delivery_whose_answer_was_lost_is_no_conflict(
+    backend: Backend, bucket: S3Blobs, folder: str, delivering: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_new = S3Blobs.put_new
+
+    def tried_twice(store: S3Blobs, key: str, chunks: Iterable[bytes]) -> int:
+        held = list(chunks)
+        put_new(store, key, held)
+        return put_new(store, key, held)
+
+    monkeypatch.setattr(S3Blobs, "put_new", tried_twice)
+    check_delivered(backend, bucket, folder, finish(backend, delivering))
+
+
+def test_who_ends_a_batch_after_a_death_finds_its_results_delivered(
+    backend: Backend, bucket: S3Blobs, folder: str, delivering: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = Store.end
+
+    def die(*_: Any, **__: Any) -> bool:
+        raise SystemExit
+
+    monkeypatch.setattr(Store, "end", die)
+    with pytest.raises(SystemExit):
+        finish(backend, delivering)
+    assert delivered(bucket, folder, delivering, "output")
+    monkeypatch.setattr(Store, "end", end)
+    end_batch(backend, delivering.id)
+    check_delivered(backend, bucket, folder, backend.store.batch(delivering.id))
+
+
+def test_who_delivers_late_touches_nothing_that_is_there_by_then(
+    backend: Backend, bucket: S3Blobs, folder: str, delivering: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_new = S3Blobs.put_new
+
+    def overtaken(store: S3Blobs, key: str, chunks: Iterable[bytes]) -> int:
+        monkeypatch.setattr(S3Blobs, "put_new", put_new)
+        held = list(chunks)
+        backend.redis.delete(f"{batch_key(delivering.id)}:lock")
+        end_batch(backend, delivering.id)
+        bucket.put(key, [b"what its owner made of it"])
+        return put_new(store, key, held)
+
+    monkeypatch.setattr(S3Blobs, "put_new", overtaken)
+    with suppress(LockNotOwnedError, BlobMissing):
+        finish(backend, delivering)
+    batch = backend.store.batch(delivering.id)
+    assert (batch.status, batch.delivery_error) == ("completed", None)
+    assert delivered(bucket, folder, batch, "output") == b"what its owner made of it"
+
+
+def test_a_store_that_knows_no_conditions_is_named_at_once(
+    backend: Backend, delivering: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: Any, **__: Any) -> Any:
+        answer: Any = {"Error": {"Code": "NotImplemented"}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+        raise ClientError(answer, "PutObject")
+
+    opened = Place.store
+
+    def store(place: Place, setting: str) -> S3Blobs:
+        found = opened(place, setting)
+        monkeypatch.setattr(found._client, "put_object", unknown)
+        return found
+
+    monkeypatch.setattr(Place, "store", store)
+    batch = finish(backend, delivering)
+    assert batch.status == "completed"
+    assert "NotImplemented" in str(batch.delivery_error)
+
+
 def test_who_delivers_too_late_delivers_the_same_after_a_crash_of_redis(
     own_valkey: OwnValkey, bucket: S3Blobs, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     safe, stalled, go_on = 0, Event(), Event()
-    put, wait = S3Blobs.put, Store.make_durable
+    put_new, wait = S3Blobs.put_new, Store.make_durable
 
     def stall_once(store: S3Blobs, key: str, chunks: Iterable[bytes]) -> int:
         held = list(chunks)
         if not stalled.is_set():
             stalled.set()
             assert go_on.wait(20)
-        return put(store, key, held)
+        return put_new(store, key, held)
 
     def make_durable(store: Store) -> None:
         nonlocal safe
@@ -236,7 +342,7 @@ def test_who_delivers_too_late_delivers_the_same_after_a_crash_of_redis(
         batch = create(backend, file.id, f"s3://{BUCKET}/{folder}/out/")
         validate_batch(backend, batch.id)
         backend.store.make_durable()
-        monkeypatch.setattr(S3Blobs, "put", stall_once)
+        monkeypatch.setattr(S3Blobs, "put_new", stall_once)
         late = Thread(target=_until_it_is_late, args=[backend, batch.id])
         late.start()
         assert stalled.wait(20)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import random
 import secrets
 import threading
@@ -10,14 +12,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pressrun.jobs import uploads
+from pressrun.jobs import parquet, uploads
 from pressrun.jobs.backend import Backend
 from pressrun.jobs.errors import BlobMissing, Conflict, NotFound, QuotaExceeded, UserError
 from pressrun.jobs.joining import complete_upload
+from pressrun.jobs.packing import zstd
 from pressrun.jobs.store import Store
-from pressrun.jobs.submit import delete_file
+from pressrun.jobs.submit import create_file, delete_file
 from pressrun.jobs.uploads import KEPT_S, LIFE_S, Upload, add_part, cancel_upload, create_upload, find_upload
 from pressrun.jobs.uploads import sweep_uploads as sweep
 
@@ -161,6 +166,81 @@ def test_a_part_that_does_not_fit_is_refused_and_leaves_nothing(
     assert "twice its 1500 bytes" in refusal(lambda: add(backend, large, [b"x" * 1000] * 4)).message
     assert refusal(lambda: add(backend, many, [b"x"] * 5)).code == "too_many_parts"
     assert len(blobs(backend)) == 3 + 4
+
+
+def table(**columns: list[str]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
+def sent_in_parts(backend: Backend, filename: str, data: bytes, md5: str | None = None) -> Upload:
+    upload = begin(backend, filename=filename, size=len(data))
+    parts = [data[start : start + 100] for start in range(0, len(data), 100)]
+    return complete_upload(backend, upload.id, add(backend, upload, parts), md5)
+
+
+@pytest.mark.parametrize(
+    ("filename", "data"),
+    [
+        ("in.jsonl.gz", gzip.compress(WHOLE)),
+        ("in.jsonl.zst", zstd.compress(WHOLE)),
+        ("in.parquet", table(custom_id=["a", "b"], prompt=["x", "y"], model=["m", "m"])),
+    ],
+)
+def test_whatever_a_file_may_be_may_come_in_parts(stored: Backend, filename: str, data: bytes) -> None:
+    done = sent_in_parts(stored, filename, data, hashlib.md5(data).hexdigest())
+    assert (done.filename, done.bytes) == (filename, len(data))
+    file = stored.store.file(str(done.file_id))
+    whole = create_file(stored, filename=filename, purpose="batch", chunks=[data])
+    assert (file.bytes, file.filename, file.purpose) == (whole.bytes, "in.jsonl", "batch")
+    assert content(stored, file.id) == content(stored, whole.id)
+
+
+@pytest.mark.parametrize(
+    ("filename", "data"),
+    [
+        ("in.jsonl.gz", gzip.compress(WHOLE)[:-9]),
+        ("in.jsonl.gz", gzip.compress(WHOLE * 12)),  # Larger than a batch may be, once it is unpacked.
+        ("in.jsonl.gz", gzip.compress(b"[1]")),
+        ("in.jsonl.gz", gzip.compress(b"")),
+        ("in.jsonl.zst", gzip.compress(WHOLE)),
+        ("in.parquet", WHOLE),
+        ("in.parquet", table(prompt=["x"])),
+        ("in.parquet", table(custom_id=[], prompt=[])),
+    ],
+)
+def test_what_no_file_may_be_is_refused_in_the_same_words(
+    make_backend: MakeBackend, filename: str, data: bytes
+) -> None:
+    backend = make_backend(max_batch_bytes=11 * len(WHOLE))
+    wanted = refusal(lambda: create_file(backend, filename=filename, purpose="batch", chunks=[data]))
+    found = refusal(lambda: sent_in_parts(backend, filename, data))
+    assert (found.body(), found.status) == (wanted.body(), wanted.status)
+    assert list(backend.blobs.list("files")) == []
+
+
+def test_of_parts_in_a_wrong_order_the_checksum_tells_more_than_what_they_make(backend: Backend) -> None:
+    data = gzip.compress(WHOLE)
+    upload = begin(backend, filename="in.jsonl.gz", size=len(data))
+    ids = add(backend, upload, [data[:100], data[100:200], data[200:]])
+    wrong = [ids[0], ids[2], ids[1]]
+    assert refusal(lambda: complete_upload(backend, upload.id, wrong)).code == "invalid_compression"
+    md5 = hashlib.md5(data).hexdigest()
+    assert refusal(lambda: complete_upload(backend, upload.id, wrong, md5)).param == "md5"
+    assert content(backend, complete_upload(backend, upload.id, ids, md5).file_id) == WHOLE
+
+
+def test_a_packed_file_may_be_larger_than_a_batch_and_a_table_needs_its_reader(
+    make_backend: MakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_backend(max_batch_bytes=1000, max_upload_bytes=2000)
+    assert begin(backend, filename="in.parquet", size=2000).status == "pending"
+    assert refusal(lambda: begin(backend, filename="in.parquet", size=2001)).param == "bytes"
+    monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda _: None)
+    refused = refusal(lambda: begin(backend, filename="in.parquet"))
+    assert refused.param == "filename"
+    assert "pip install 'pressrun[parquet]'" in refused.message
 
 
 def test_many_parts_at_once_are_all_there(backend: Backend) -> None:

@@ -6,16 +6,18 @@ import random
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pressrun.engine.request import Output, TokenLogprob
 from pressrun.jobs.requests import parse_body
+from pressrun.jobs.twins import digest_of
 from pressrun.workers.echo_engine import ByteTokenizer, EchoFactory
 from pressrun.workers.engine_process import EngineProcess
 from pressrun.workers.flight import MOST_ENDED, TWIN_SHARE, Flight
-from pressrun.workers.twins import Answer, Answers, digest_of
+from pressrun.workers.twins import Answer, Answers
 from pressrun.workers.worker import PressrunWorker
 
 from .conftest import CHAT, Farm
@@ -300,6 +302,20 @@ def test_scattered_twins_of_an_arranged_batch_run_once_too(farm: Farm, echoing: 
     load = echoing.engine.load
     assert load is not None
     assert load.num_generated_tokens == 8 * 400
+
+
+def test_twins_that_lie_all_over_a_batch_run_once_among_several_workers(farm: Farm, tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    for _ in range(2):
+        farm.work(step_s=0.02, max_num_seqs=4, diary=str(diary))
+    asked = random.Random(1).choices(range(200), k=500) + [7] * 40  # So many of one that no shard has room.
+    lines = [farm.ask(f"c{i}", f"what is {one}?", temperature=0, user=f"u{i}") for i, one in enumerate(asked)]
+    output, errors = farm.results(farm.batch(lines))
+    assert errors == []
+    assert [line["custom_id"] for line in output] == [line["custom_id"] for line in lines]
+    run = [line.split(b" ", 1) for line in diary.read_bytes().splitlines()]
+    assert sorted(prompt for _, prompt in run) == sorted(f"user: what is {one}?".encode() for one in set(asked))
+    assert len({pid for pid, _ in run}) == 2  # Both had a share of it.
 
 
 def test_the_twins_of_a_line_that_an_engine_dies_of_fail_with_it(farm: Farm) -> None:

@@ -28,8 +28,13 @@ NUM_ROWS = 64
 class MortalEngine(EchoEngine):
     """Dies of a prompt with `KILL` in it, as a kernel that faults would make it; the other two make it hang.
 
-    With `STOP` no thread of it runs any more; with `SPIN` it makes one step after another and gets nowhere.
+    With `STOP` no thread of it runs any more; with `SPIN` it makes one step after another and gets nowhere. What it
+    answers it writes down in the file `diary`, if there is one.
     """
+
+    def __init__(self, diary: str | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.diary = diary
 
     def load(self) -> Load:
         """It holds more than it finishes in a step, as a real engine does."""
@@ -45,6 +50,9 @@ class MortalEngine(EchoEngine):
         for text, signum in ((KILL, signal.SIGKILL), (STOP, signal.SIGSTOP)):
             if text in bytes(request.prompt):
                 os.kill(os.getpid(), signum)
+        if self.diary is not None:
+            with open(self.diary, "ab", buffering=0) as out:
+                out.write(b"%d %s\n" % (os.getpid(), bytes(request.prompt)))
         return super()._answer(request)
 
 
@@ -70,11 +78,12 @@ class MortalFactory:
     step_s: float
     max_num_seqs: int
     broken: bool
+    diary: str | None = None
 
     def __call__(self) -> MortalEngine:
         if self.broken:
             raise RuntimeError("not enough memory for the weights")
-        return MortalEngine(step_s=self.step_s, max_num_seqs=self.max_num_seqs, max_model_len=4096)
+        return MortalEngine(self.diary, step_s=self.step_s, max_num_seqs=self.max_num_seqs, max_model_len=4096)
 
 
 def main() -> int:
