@@ -22,12 +22,13 @@ from ..jobs.lines import refused
 from ..jobs.records import RESPONSES, Line, LineResult
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
 from ..jobs.response_requests import in_own_terms
-from .chats import PLAINLY, Rendering, messages_of, rendering_of
+from .chats import messages_of, rendering_of
 from .deltas import Parser, PlainParser
 from .embeddings import asked_of, check_size
 from .grammars import grammar_of
 from .parsing.style import PLAIN, Style, parser_of
 from .prompt_logprobs import check_scores, num_scores
+from .rendering import PLAINLY, Rendering
 from .thought_grammars import after_thought
 from .tool_grammars import grammar_of_tools
 from .twins import digest_of
