@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -50,6 +49,7 @@ from .rq_desk import RqDesk
 from .runs import Flying
 from .shard import RunningShard, Ticket
 from .spans import LineSpans
+from .tempo import Tempo, settle
 from .waker import Waker
 
 T = TypeVar("T")
@@ -64,7 +64,6 @@ LOOK_S = 1.0
 BEAT_S = 10.0
 CARD_S = 2.0  # The card tells the measured speed, which ETAs are made of.
 MOST_TICKETS = 512
-SWITCH_S = 0.001
 
 
 class PressrunWorker(RqDesk):
@@ -88,6 +87,7 @@ class PressrunWorker(RqDesk):
         self.grace_s = grace_s
         self.waker = Waker()
         self.appetite = Appetite()
+        self.tempo = Tempo()
         self.meter = Meter()
         self.metrics = WorkerMetrics()
         self.spans = LineSpans(backend.traces, worker=name, share=settings.traced_lines)
@@ -246,6 +246,7 @@ class PressrunWorker(RqDesk):
             self.flight.add(request, [prepared])
         for request in live.to_stop():
             self.flight.drop(request)
+        self.tempo.note(online=len(live) > 0)
 
     def _answer_online(self, flying: Flying) -> int:
         """The tokens that it took."""
@@ -400,8 +401,6 @@ def run_with(
     grace_s: float = GRACE_S,
 ) -> int:
     """Work with a given engine until told to stop; the exit code."""
-    # Threads that prepare a batch's lines would each keep an online request waiting for five times as long.
-    sys.setswitchinterval(SWITCH_S)
     engine = EngineProcess(factory)
     try:
         backend = connect(settings)
@@ -410,6 +409,7 @@ def run_with(
         worker = patiently(
             lambda: PressrunWorker(backend, engine, tokenizer, grace_s=grace_s), patience_s=lambda: START_S
         )
+        settle()
         worker.work(logging_level=settings.log_level.upper())
     except (PressrunError, EngineError, EngineStartError, EngineDied, RedisError) as error:
         log.error("the worker ends: %s", error)
