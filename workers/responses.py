@@ -18,9 +18,10 @@ from ..jobs.lines import answered, refused
 from ..jobs.records import RESPONSES, LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from ..jobs.response_requests import parse_responses
+from .asked import Body
 from .embeddings import embedding_answer
 from .prompt_logprobs import add_scores
-from .prompts import Body, Prepared, Tokenizer
+from .prompts import Prepared, Tokenizer
 from .response_objects import response_object
 from .said import Choice, Said, num_thinking_tokens, said_in
 
