@@ -90,8 +90,17 @@ class Prepared:
         return parser_of(self.style, body.offered, parallel=parallel, thinks=self.thinks)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether all that a choice says are words: the parser would find nothing else."""
+        if self.style.thoughts is not None:
+            return False
+        return self.style.tools is None or not isinstance(self.body, ChatCompletionRequest) or not self.body.offered
+
+    @property
     def kept_tokens(self) -> frozenset[int]:
         """The special tokens that the parser must see."""
+        if self.is_plain:
+            return frozenset()
         body = self.body
         return (
             self.style.kept(with_tools=bool(body.offered)) if isinstance(body, ChatCompletionRequest) else frozenset()
@@ -106,24 +115,19 @@ class Prepared:
 
         `priority` is that of its kind of work.
         """
-        n = self.body.n
-        priority = priority * PRIORITY_STEP + self.body.priority
-        return [
-            request
-            for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True))
-            for request in expand(
-                Request(
-                    id=name,
-                    prompt=prompt,
-                    params=params,
-                    priority=priority,
-                    stream=self.body.stream,
-                    embedding=self.embedding,
-                ),
-                n,
-                first=i * n,
+        n, priority = self.body.n, priority * PRIORITY_STEP + self.body.priority
+        made = []
+        for place, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True)):
+            request = Request(
+                id=f"{name}.{place}" if n == 1 else name,
+                prompt=prompt,
+                params=params,
+                priority=priority,
+                stream=self.body.stream,
+                embedding=self.embedding,
             )
-        ]
+            made += [request] if n == 1 else expand(request, n, first=place * n)
+        return made
 
 
 class Prompts:
