@@ -1,6 +1,6 @@
 """How Python runs a worker's threads: how soon they give way to each other, and how often garbage is looked for.
 
-Both cost a batch's lines a tenth of their time where nobody needs them. Knows nothing of what the threads do.
+Together they cost a batch's lines a tenth of their time where nobody needs them. Knows nothing of what the threads do.
 """
 
 from __future__ import annotations
