@@ -19,11 +19,11 @@ from redis import Redis
 
 from pressrun.jobs.backend import Backend, backend_on
 from pressrun.jobs.embedded import EmbeddedValkey
+from pressrun.jobs.garbage import settle
 from pressrun.jobs.queue import queue_of, rq_queue
 from pressrun.jobs.records import Batch, ModelCard, Shard
 from pressrun.jobs.settings import load_settings
 from pressrun.workers.housekeeping import TICK_S, Housekeeper
-from pressrun.workers.worker import settle
 
 SHARDS, SHARD_LINES, TAKEN = 10, 64, 4
 CARD = ModelCard(id="m", max_model_len=9, created=1, worker="w", tokens_per_s=1e4)

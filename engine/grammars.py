@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import GrammarRefused
-from .sequence import Sequence
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+
+    from .sequence import Sequence  # It brings numpy, which a worker that only judges grammars does not need.
 
 MOST_KEPT = 64
 # A state takes up to 2 KB, and a unit of fuel some 20 ns: no grammar takes all memory, or a thread for long.

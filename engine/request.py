@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .packed import packed
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
+@packed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How one sequence is drawn. Names and meanings are OpenAI's and vLLM's; the caller has checked the ranges.
@@ -63,6 +66,7 @@ class Embedding:
 URGENT = -500
 
 
+@packed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One sequence to complete. `n` choices of one prompt are `n` requests, which share its cached pages.
@@ -84,6 +88,7 @@ class Request:
 EMBEDDING_PARAMS = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 
 
+@packed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenLogprob:
     """The log-probability of one drawn token, and the likeliest alternatives as (token id, log-probability)."""
@@ -93,6 +98,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@packed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptLogprob:
     """The same of a token of the prompt, after those before it; `rank` 1 is the likeliest."""
@@ -103,6 +109,7 @@ class PromptLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@packed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifetime:
     """When a request came, first got a row, drew its first token and ended; None: it did not come to that.
@@ -118,6 +125,7 @@ class Lifetime:
     num_generated_tokens: int
 
 
+@packed
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passage:
     """When a request came to the engine's loop, and when its first output left it, by the clock of `Lifetime`."""

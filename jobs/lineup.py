@@ -28,6 +28,7 @@ from .forecast import Forecast, Foreseen
 from .policy import Candidate, Flow, Ledgers
 from .progress import Progress
 from .store import Store
+from .trips import Trip
 
 BILLS = "pressrun:bills"
 BUSY_SHARE = 0.05  # Of a process' time goes into reading the line, so that a long one is read less often.
@@ -81,13 +82,13 @@ class Lineup:
         batches = list(batches)
         ready = {batch.id: _packed(batch) for batch in batches if batch.in_line}
         gone = [batch.id for batch in batches if not batch.in_line]
-        pipe = self._redis.pipeline(transaction=False)
+        trip = Trip(self._redis)
         if ready:
-            pipe.hset(self._ready, mapping=ready)  # type: ignore[arg-type]
+            trip.pipe.hset(self._ready, mapping=ready)  # type: ignore[arg-type]
         if gone:
-            pipe.hdel(self._ready, *gone)
-        self._bill(batches, starts or {}, pipe)
-        pipe.execute()
+            trip.pipe.hdel(self._ready, *gone)
+        self._bill(batches, starts or {}, trip)
+        trip.go()
 
     def raise_floors(self, floors: Mapping[int, float]) -> None:
         """Say where flows of each priority start that were idle; what is said to be lower than it was is not heard."""
@@ -96,9 +97,9 @@ class Lineup:
 
     def settle(self, batch: Progress) -> None:
         """Charge an ended batch for what it has really used, and forget it."""
-        pipe = self._redis.pipeline(transaction=False)
-        self._bill([batch], {}, pipe)
-        pipe.execute()
+        trip = Trip(self._redis)
+        self._bill([batch], {}, trip)
+        trip.go()
         self.forget(batch.id)
 
     def forget(self, batch_id: str) -> None:
@@ -141,7 +142,7 @@ class Lineup:
         joined = replace(line, candidates=(*others, candidate)).forecast()
         return joined.of(candidate.id) if joined.num_met > without.num_met else joined.by_share(candidate.id)
 
-    def _bill(self, batches: Sequence[Progress], starts: Mapping[str, float], pipe: Any) -> None:
+    def _bill(self, batches: Sequence[Progress], starts: Mapping[str, float], trip: Trip) -> None:
         owing = [batch for batch in batches if batch.tokens_owed > 0]
         if not owing:
             return
@@ -151,7 +152,7 @@ class Lineup:
             flow = f"{batch.priority} {batch.tenant}"
             weight, start = weights.get(batch.tenant, 1.0), starts.get(batch.id, 0.0)
             args += [batch.id, flow, batch.priority, weight, batch.tokens_owed, start]
-        self._store.scripts["bill"](keys=[self._times, self._floors, BILLS], args=args, client=pipe)
+        trip.add(self._store.scripts["bill"], keys=[self._times, self._floors, BILLS], args=args)
 
     def _read(self) -> Line:
         pipe = self._redis.pipeline(transaction=False)

@@ -14,6 +14,7 @@ from .fields import as_text
 from .records import DEFAULT_TENANT, BatchStatus, Closing
 from .redis_keys import batch_key
 from .store import Store
+from .trips import Trip
 
 TRUST_LINES = 16  # So many finished lines say as much about a batch's tokens as validation does.
 DEFAULT_LINE_TOKENS = 512.0  # Where a batch was validated before there were estimates.
@@ -94,13 +95,13 @@ _FIELDS = {one.name: one.type for one in fields(Progress) if one.name not in _CO
 
 def progress_of(store: Store, batch_ids: Sequence[str], *, count_running: bool = False) -> list[Progress]:
     """How these batches stand, in one round trip; those that are gone are left out."""
-    pipe = store.redis.pipeline(transaction=False)
+    trip = Trip(store.redis)
     for batch_id in batch_ids:
         base = batch_key(batch_id)
         keys = [base, *(f"{base}:{part}" for part in ("shards", "waiting", "queued", "leased"))]
         args: list[Any] = [f"{base}:spool:", int(count_running), *_FIELDS]
-        store.scripts["progress"](keys=keys, args=args, client=pipe)
-    replies = zip(batch_ids, pipe.execute(), strict=True)
+        trip.add(store.scripts["progress"], keys=keys, args=args)
+    replies = zip(batch_ids, trip.go(), strict=True)
     return [_progress(batch_id, *reply) for batch_id, reply in replies if reply[0][0] is not None]
 
 

@@ -170,6 +170,7 @@ class CompletionRequest(Sampled):
         return self.logprobs
 
 
+Request = ChatCompletionRequest | CompletionRequest | EmbeddingRequest
 BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest] | type[EmbeddingRequest]] = {
     CHAT: ChatCompletionRequest,
     COMPLETIONS: CompletionRequest,
@@ -177,7 +178,7 @@ BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest] | typ
 }
 
 
-def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | CompletionRequest | EmbeddingRequest:
+def parse_body(endpoint: str, body: object) -> Request:
     """The request in `body`, sent to an endpoint; of `/v1/responses` the chat request that asks the same.
 
     Raises UserError that names the field and the fix.
@@ -197,7 +198,7 @@ def parse_body(endpoint: str, body: object) -> ChatCompletionRequest | Completio
         raise _in_openais_words(error, given) from error
 
 
-def _as_chat(body: object) -> ChatCompletionRequest | CompletionRequest | EmbeddingRequest:
+def _as_chat(body: object) -> Request:
     asked = parse_responses(body)
     try:
         return parse_body(CHAT, asked.as_chat())

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from redis.client import Pipeline
-
 from .fields import as_text, parse_batch
 from .ids import owner_id
 from .records import (
@@ -30,9 +28,11 @@ from .records import (
     Segment,
     Shard,
     ShardCommit,
+    Usage,
 )
 from .redis_keys import ACTIVE, CARE, ENDS, batch_key
 from .store import Store
+from .trips import Trip
 
 CommitReply = Literal["ok", "complete", "lost"]
 SealReply = Literal["ok", "last", "lost"]
@@ -120,19 +120,19 @@ class Shards:
         return self._feed([(batch_id, MANY, number) for batch_id, number in wanted])
 
     def _feed(self, wanted: Iterable[tuple[str, int, int]]) -> list[list[int]]:
-        pipe = self.redis.pipeline(transaction=False)
+        trip = Trip(self.redis)
         for batch_id, most_queued, number in wanted:
-            self._run("feed", pipe, shard_keys(batch_id, "batch", "waiting", "queued"), [most_queued, number])
-        return [[int(raw) for raw in reply] for reply in pipe.execute()]
+            self._run("feed", trip, shard_keys(batch_id, "batch", "waiting", "queued"), [most_queued, number])
+        return [[int(raw) for raw in reply] for reply in trip.go()]
 
     def tend(self, batch_ids: Sequence[str], max_attempts: int) -> list[Tended | None]:
         """Put shards with a lapsed lease back in line, and say how the batches stand; None where there is none."""
-        pipe = self.redis.pipeline(transaction=False)
+        trip = Trip(self.redis)
         for batch_id in batch_ids:
             self._run(
-                "tend", pipe, shard_keys(batch_id, "batch", "waiting", "leased", "owners", "attempts"), [max_attempts]
+                "tend", trip, shard_keys(batch_id, "batch", "waiting", "leased", "owners", "attempts"), [max_attempts]
             )
-        return [None if reply is None else _tended(*reply) for reply in pipe.execute()]
+        return [None if reply is None else _tended(*reply) for reply in trip.go()]
 
     def queued(self, batch_ids: Sequence[str]) -> list[list[int]]:
         """Shards that were fed and have not been claimed since."""
@@ -201,11 +201,11 @@ class Shards:
 
     def hold(self, claims: Sequence[Claim], lease_s: float) -> list[bool]:
         """Renew leases. False where the shard is no longer the caller's, or no longer to be run."""
-        pipe = self.redis.pipeline(transaction=False)
+        trip = Trip(self.redis)
         for claim in claims:
             keys = shard_keys(claim.batch.id, "batch", "leased", "owners")
-            self._run("hold", pipe, keys, [claim.shard.index, claim.owner, lease_s])
-        return [reply == 1 for reply in pipe.execute()]
+            self._run("hold", trip, keys, [claim.shard.index, claim.owner, lease_s])
+        return [reply == 1 for reply in trip.go()]
 
     def release(self, claim: Claim, *, count_attempt: bool) -> bool:
         """Hand a shard back unfinished; what was committed stays. False if it was lost already."""
@@ -215,14 +215,12 @@ class Shards:
 
     def commit(self, commits: Sequence[ShardCommit]) -> list[CommitReply]:
         """Write results, in one round trip."""
-        pipe = self.redis.pipeline(transaction=False)
+        trip = Trip(self.redis)
         for commit in commits:
             keys = shard_keys(commit.batch_id, "batch", "owners", f"spool:{commit.shard}", "attempts")
             args: list[Any] = [commit.shard, commit.owner, commit.num_lines, ERROR_KINDS]
-            for result in commit.results:
-                args += _line_args(result)
-            self._run("commit", pipe, keys, args)
-        return [as_text(reply) for reply in pipe.execute()]  # type: ignore[misc]
+            self._run("commit", trip, keys, [*args, *_result_args(commit.results)])
+        return [as_text(reply) for reply in trip.go()]  # type: ignore[misc]
 
     # When they are done
 
@@ -267,8 +265,8 @@ class Shards:
         """All that is kept of a batch's shards, but for their spools."""
         return shard_keys(batch_id, *_PARTS)
 
-    def _run(self, name: str, pipe: Pipeline, keys: list[str], args: list[Any]) -> None:
-        self.scripts[name](keys=keys, args=args, client=pipe)
+    def _run(self, name: str, trip: Trip, keys: list[str], args: list[Any]) -> None:
+        trip.add(self.scripts[name], keys=keys, args=args)
 
 
 def parse_shard(index: int, geometry: bytes) -> Shard:
@@ -311,24 +309,24 @@ def _kept_args(kept: Kept) -> tuple[Any, ...]:
     return (KEPT_SHARD, sizes, counts.completed, counts.failed, counts.unrun, len(counters) // 2, *pairs)
 
 
-def _line_args(result: LineResult) -> tuple[Any, ...]:
-    usage = result.usage
-    return (
-        result.index,
-        CODES[result.outcome],
-        usage.input_tokens,
-        usage.cached_tokens,
-        usage.output_tokens,
-        usage.reasoning_tokens,
-        result.data,
-        *_error_args(result.error),
-    )
+def _result_args(results: Sequence[LineResult]) -> list[Any]:
+    """Few for each line: every argument of a script costs more than the bytes in it."""
+    args: list[Any] = [len(results)]
+    for result in results:
+        args += (result.index, CODES[result.outcome].encode() + result.data)
+    args += [_tokens(result.usage) for result in results]
+    for place, result in enumerate(results, start=1):
+        if result.error is not None:
+            args += (place, *_error_args(result.error))
+    return args
 
 
-def _error_args(error: LineError | None) -> tuple[str, str]:
+def _tokens(usage: Usage) -> str:
+    return f"{usage.input_tokens} {usage.cached_tokens} {usage.output_tokens} {usage.reasoning_tokens}"
+
+
+def _error_args(error: LineError) -> tuple[str, str]:
     """The kind of an error and its message, as short as a counter's name should be."""
-    if error is None:
-        return "", ""
     kind = f"{error.code} {error.param or ''}"[:MAX_PARAM]
     # Half of a surrogate pair has no place in Redis.
     return kind.encode(errors="replace").decode(), error.message[:MAX_MESSAGE].encode(errors="replace").decode()

@@ -45,7 +45,8 @@ def digest_of(
     """
     if not isinstance(body, EmbeddingRequest) and not is_bound(body.temperature, body.seed):
         return None
-    canonical = json.dumps([url, body.model_dump(exclude=LABELS), shown], separators=(",", ":"))
+    # By pydantic, for a third of what Python's own JSON costs. No line of it holds a newline.
+    canonical = "\n".join((url, body.model_dump_json(exclude=LABELS), json.dumps(shown)))
     return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
 
 

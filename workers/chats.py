@@ -5,8 +5,6 @@ Knows nothing of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..jobs.errors import UserError
@@ -14,21 +12,7 @@ from ..jobs.messages import Message, ToolCall
 from ..jobs.requests import ChatCompletionRequest
 from ..jobs.strict import json_object
 from .parsing.style import Style
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendering:
-    """How a conversation is written down: with which tools, by which template (None: the model's), how it ends."""
-
-    tools: Sequence[Mapping[str, Any]] = ()
-    template: str | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    add_special_tokens: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-PLAINLY = Rendering()
+from .rendering import Rendering
 
 
 def messages_of(body: ChatCompletionRequest) -> list[dict[str, Any]]:

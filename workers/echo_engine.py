@@ -28,7 +28,7 @@ from ..engine.request import (
     Request,
     TokenLogprob,
 )
-from .chats import PLAINLY, Rendering
+from .rendering import PLAINLY, Rendering
 
 PAGE_SIZE = 16
 NUM_PAGES = 2**20

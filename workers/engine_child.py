@@ -25,7 +25,9 @@ from .pipe_writer import PipeWriter
 
 PR_SET_PDEATHSIG = 1
 LOAD_INTERVAL_S = 0.2
-MOST_AT_ONCE = 32  # Requests between two steps.
+# Requests that are taken in between two steps, which a step of the device hides; and whenever it is looked for who is
+# urgent, so that nobody of these waits for long. The sooner all are in, the better is the order that they run in.
+MOST_BETWEEN_STEPS, MOST_AT_A_LOOK = 256, 32
 # Requests or outputs: while a message is packed or unpacked nothing else goes on in its process.
 MOST_IN_MESSAGE = 64
 SWITCH_S = 0.0005  # Python's 5 ms are a fifth of a step, which a thread that unpacks requests may take each time.
@@ -109,6 +111,7 @@ class EngineLoop:
         self._arrived: deque[Request] = deque()
         self._came_at: dict[str, float] = {}  # Of urgent requests that nothing was told of yet.
         self._closed = False
+        self._looks = False  # Whether the last step was interrupted to look for who is urgent.
         self._said = 0.0
 
     def run(self) -> None:
@@ -117,18 +120,24 @@ class EngineLoop:
             self._obey(wait=not self._has_work())
             if self._closed:
                 return
-            self._take_in(MOST_AT_ONCE if self._engine.has_work() else len(self._arrived))
+            self._take_in(self._room() if self._engine.has_work() else len(self._arrived))
+            self._looks = False
             outputs = self._engine.step(self._attend) if self._engine.has_work() else []
             if outputs or time.monotonic() - self._said > LOAD_INTERVAL_S or not self._has_work():
                 self._tell(outputs)
+
+    def _room(self) -> int:
+        return MOST_AT_A_LOOK if self._looks else MOST_BETWEEN_STEPS
 
     def _has_work(self) -> bool:
         return bool(self._arrived) or self._engine.has_work()
 
     def _attend(self, outputs: list[Output]) -> None:
+        self._looks = True
         if outputs:
             self._tell(outputs)
         self._obey(wait=False)
+        self._take_in(MOST_AT_A_LOOK)
 
     def _tell(self, outputs: list[Output]) -> None:
         load = self._engine.load()

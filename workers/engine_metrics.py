@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Iterable, Sequence
+from functools import partial
 from operator import mul
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -138,10 +139,15 @@ def observe(histogram: Histogram, values: Sequence[float], counts: Sequence[int]
 
     The library takes a lock twice for each value, which is felt where thousands of requests end in a second.
     """
-    counts = counts or [1] * len(values)
-    bounds, found = histogram._upper_bounds, Counts[int]()
-    for value, count in zip(values, counts, strict=True):
-        found[bisect_left(bounds, value)] += count
+    places = list(map(partial(bisect_left, histogram._upper_bounds), values))
+    found = Counts(places) if counts is None else _weighed(places, counts)
     for place, count in found.items():
         histogram._buckets[place].inc(count)
-    histogram._sum.inc(sum(map(mul, values, counts)))
+    histogram._sum.inc(sum(values) if counts is None else sum(map(mul, values, counts)))
+
+
+def _weighed(places: Sequence[int], counts: Sequence[int]) -> Counts[int]:
+    found = Counts[int]()
+    for place, count in zip(places, counts, strict=True):
+        found[place] += count
+    return found

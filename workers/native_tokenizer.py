@@ -11,7 +11,7 @@ from typing import Any
 
 from ..engine.errors import EngineError
 from ..engine.tokenizer import Tokenizer as EngineTokenizer
-from .chats import PLAINLY, Rendering
+from .rendering import PLAINLY, Rendering
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -6,34 +6,31 @@ Knows nothing of Redis, nor of when a line runs.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..engine.expand import expand
-from ..engine.refusals import find_fault
 from ..engine.request import EMBEDDING_PARAMS, Embedding, ModelInfo, Request, SamplingParams
+from ..jobs.alike import Alike, Kind
 from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
 from ..jobs.line_options import LineOptions, line_options
 from ..jobs.lines import refused
 from ..jobs.records import RESPONSES, Line, LineResult
-from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
+from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from ..jobs.response_requests import in_own_terms
 from ..jobs.twins import digest_of
-from .chats import PLAINLY, Rendering, messages_of, rendering_of
+from .asked import Asked, Body, known_tokens
+from .chats import messages_of
 from .deltas import Parser, PlainParser
 from .embeddings import asked_of, check_size
-from .grammars import grammar_of
 from .parsing.style import PLAIN, Style, parser_of
-from .prompt_logprobs import check_scores, num_scores
-from .thought_grammars import after_thought
-from .tool_grammars import grammar_of_tools
+from .prompt_logprobs import check_scores
+from .rendering import PLAINLY, Rendering
 
 log = logging.getLogger(__name__)
-Body = ChatCompletionRequest | CompletionRequest
 # Of an answer that echoes: a line of megabytes times 128 choices would fill a worker's memory, and Redis.
 MAX_ECHOED_TOKENS = 2**20
 # Of a prompt, enough to hold the tag that opens a thought.
@@ -93,8 +90,17 @@ class Prepared:
         return parser_of(self.style, body.offered, parallel=parallel, thinks=self.thinks)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether all that a choice says are words: the parser would find nothing else."""
+        if self.style.thoughts is not None:
+            return False
+        return self.style.tools is None or not isinstance(self.body, ChatCompletionRequest) or not self.body.offered
+
+    @property
     def kept_tokens(self) -> frozenset[int]:
         """The special tokens that the parser must see."""
+        if self.is_plain:
+            return frozenset()
         body = self.body
         return (
             self.style.kept(with_tools=bool(body.offered)) if isinstance(body, ChatCompletionRequest) else frozenset()
@@ -109,24 +115,19 @@ class Prepared:
 
         `priority` is that of its kind of work.
         """
-        n = self.body.n
-        priority = priority * PRIORITY_STEP + self.body.priority
-        return [
-            request
-            for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True))
-            for request in expand(
-                Request(
-                    id=name,
-                    prompt=prompt,
-                    params=params,
-                    priority=priority,
-                    stream=self.body.stream,
-                    embedding=self.embedding,
-                ),
-                n,
-                first=i * n,
+        n, priority = self.body.n, priority * PRIORITY_STEP + self.body.priority
+        made = []
+        for place, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True)):
+            request = Request(
+                id=f"{name}.{place}" if n == 1 else name,
+                prompt=prompt,
+                params=params,
+                priority=priority,
+                stream=self.body.stream,
+                embedding=self.embedding,
             )
-        ]
+            made += [request] if n == 1 else expand(request, n, first=place * n)
+        return made
 
 
 class Prompts:
@@ -140,26 +141,31 @@ class Prompts:
 
     def prepare(self, lines: Sequence[Line]) -> list[Prepared | LineResult]:
         """Each line ready to run, or its refusal."""
-        return [self._prepare(line, may_stream=False) for line in lines]
+        alike, asked = Alike(), dict[Kind, Asked]()
+        return [self._prepare(line, alike, asked, may_stream=False) for line in lines]
 
     def prepare_online(self, line: Line) -> Prepared | LineResult:
         """The same for an online request, which may ask for its answer piece by piece."""
-        return self._prepare(line, may_stream=True)
+        return self._prepare(line, Alike(), {}, may_stream=True)
 
-    def _prepare(self, line: Line, *, may_stream: bool) -> Prepared | LineResult:
+    def _prepare(
+        self, line: Line, alike: Alike, known: dict[Kind, Asked], *, may_stream: bool
+    ) -> Prepared | LineResult:
+        """`known` is what was found out for earlier lines that are like it."""
         try:
             options = line_options(line.options)
-            body = parse_body(line.url, line.body)
+            parsed = alike.parse(line.url, line.body)
+            body = parsed.request
             self._check_model(body, may_stream=may_stream)
             if isinstance(body, EmbeddingRequest):
                 return self._prepare_embedding(line, body, options)
             self._check_generates(body)
-            prompts = self.tokens(body)
-            bad_words = self._bad_words(body)
+            asked = self._asked(body, parsed.kind, known)
+            prompts = self.tokens(body, asked)
             ending = self._ending(prompts[0]) if isinstance(body, ChatCompletionRequest) else ""
-            grammar = self._grammar(body, ending)
-            params = tuple(self._params(body, prompt, bad_words, grammar) for prompt in prompts)
-            self._check_params(params[0])
+            thinks, has_thought = self._opens_a_thought(ending), self._ends_a_thought(ending)
+            grammar = asked.grammar(thinks=thinks, has_thought=has_thought)
+            params = tuple([asked.params(self._max_tokens(body, len(prompt)), grammar) for prompt in prompts])
             _check_echo(body, prompts)
             check_scores(body, prompts)
             twin = digest_of(line.url, body, shown=line.body if line.url == RESPONSES else None)
@@ -177,8 +183,16 @@ class Prompts:
             twin=twin,
             timeout_s=options.timeout_s,
             style=self.style,
-            thinks=self._opens_a_thought(ending),
+            thinks=thinks,
         )
+
+    def _asked(self, body: Body, kind: Kind | None, known: dict[Kind, Asked]) -> Asked:
+        asked = None if kind is None else known.get(kind)
+        if asked is None:
+            asked = Asked(body, words=self.tokenizer, info=self.info, style=self.style)
+            if kind is not None:
+                known[kind] = asked
+        return asked
 
     def _prepare_embedding(self, line: Line, body: EmbeddingRequest, options: LineOptions) -> Prepared:
         embedding = asked_of(body, self.info)
@@ -208,10 +222,10 @@ class Prompts:
                 "Streaming is not supported in the Batch API.", param="stream", code="streaming_unsupported"
             )
 
-    def tokens(self, body: Body) -> tuple[Sequence[int], ...]:
+    def tokens(self, body: Body, asked: Asked | None = None) -> tuple[Sequence[int], ...]:
         """The token ids of each prompt. Raises UserError where there are none."""
         if isinstance(body, ChatCompletionRequest):
-            how = rendering_of(body, self.style)
+            how = (asked or self._asked(body, None, {})).rendering
             try:
                 return (self.tokenizer.chat(messages_of(body), how),)
             except ValueError as error:
@@ -242,64 +256,12 @@ class Prompts:
     def _opens_a_thought(self, ending: str) -> bool:
         return self.style.thoughts is not None and ending.endswith(self.style.thoughts.open)
 
+    def _ends_a_thought(self, ending: str) -> bool:
+        return self.style.thoughts is not None and ending.endswith(self.style.thoughts.close)
+
     def known(self, tokens: list[int], param: str) -> list[int]:
         """The same tokens. Raises UserError for one that the model does not have."""
-        if max(tokens, default=0) >= self.info.vocab_size:
-            message = f"Invalid value for '{param}': token {max(tokens)} is not in the model's vocabulary."
-            raise UserError(f"{message} It has {self.info.vocab_size} tokens.", param=param, code="invalid_value")
-        return tokens
-
-    def _bad_words(self, body: Body) -> tuple[tuple[int, ...], ...]:
-        """Each word's tokens, at the beginning of a text and after a space.
-
-        vLLM leaves the second out where it has more or fewer tokens, and lets such words through.
-        """
-        words = [word.lstrip() for word in body.bad_words]
-        encoded = self.tokenizer.encode_words([f"{space}{word}" for word in words for space in ("", " ")])
-        return tuple(dict.fromkeys(map(tuple, encoded)))
-
-    def _check_params(self, params: SamplingParams) -> None:
-        fault = find_fault(params, self.info)
-        if fault is not None:
-            message = f"Invalid value for '{fault.field}': {fault.reason}."
-            raise UserError(message, param=fault.field, code="invalid_value")
-
-    def _grammar(self, body: Body, ending: str) -> str | None:
-        """What the text must follow: a shape, or calls that must be made, which come first; None where it is free."""
-        if not isinstance(body, ChatCompletionRequest):
-            return grammar_of(body)
-        grammar = grammar_of_tools(body, self.style) or grammar_of(body)
-        tags = self.style.thoughts
-        if grammar is None or (tags is not None and ending.endswith(tags.close)):
-            return grammar
-        return after_thought(grammar, self.style, thinks=self._opens_a_thought(ending))
-
-    def _params(
-        self, body: Body, prompt: Sequence[int], bad_words: tuple[tuple[int, ...], ...], grammar: str | None
-    ) -> SamplingParams:
-        return _shared(
-            SamplingParams(
-                max_tokens=self._max_tokens(body, len(prompt)),
-                min_tokens=body.min_tokens,
-                temperature=body.temperature,
-                top_p=body.top_p,
-                top_k=max(body.top_k, 0),
-                min_p=body.min_p,
-                seed=body.seed,
-                presence_penalty=body.presence_penalty,
-                frequency_penalty=body.frequency_penalty,
-                repetition_penalty=body.repetition_penalty,
-                stop=tuple(body.stop),
-                stop_token_ids=tuple(self.known(body.stop_token_ids, "stop_token_ids")),
-                ignore_eos=body.ignore_eos,
-                logprobs=body.num_logprobs,
-                logit_bias=tuple((int(token), bias) for token, bias in body.logit_bias.items()),
-                allowed_token_ids=tuple(body.allowed_token_ids or ()),
-                bad_words_token_ids=bad_words,
-                grammar=grammar,
-                prompt_logprobs=num_scores(body),
-            )
-        )
+        return known_tokens(tokens, param, self.info)
 
     def _max_tokens(self, body: Body, num_prompt: int) -> int:
         """What was asked for, or what fits if nothing was. Raises UserError if it does not fit."""
@@ -334,12 +296,6 @@ def _check_echo(body: Body, prompts: Sequence[Sequence[int]]) -> None:
         message = f"Invalid value for 'echo': the choices would repeat {echoed} tokens of the prompts, and at most"
         message += f" {MAX_ECHOED_TOKENS} are allowed. Ask for fewer choices or prompts."
         raise UserError(message, param="echo", code="invalid_value")
-
-
-@functools.lru_cache(maxsize=1024)
-def _shared(params: SamplingParams) -> SamplingParams:
-    """One object for equal parameters: most lines of a batch have the same, and send them to the engine once."""
-    return params
 
 
 def _limit_name(body: Body) -> str | None:

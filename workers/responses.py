@@ -18,9 +18,10 @@ from ..jobs.lines import answered, refused
 from ..jobs.records import RESPONSES, LineResult, Usage
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from ..jobs.response_requests import parse_responses
+from .asked import Body
 from .embeddings import embedding_answer
 from .prompt_logprobs import add_scores
-from .prompts import Body, Prepared, Tokenizer
+from .prompts import Prepared, Tokenizer
 from .response_objects import response_object
 from .said import Choice, Said, num_thinking_tokens, said_in
 
@@ -40,10 +41,11 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
     body = prepared.body
     if isinstance(body, EmbeddingRequest):
         return embedding_answer(body, prepared.prompts, outputs)
-    choices = [choice_of(body, output, tokenizer, prepared.kept_tokens) for output in outputs]
+    kept = prepared.kept_tokens
+    choices = [choice_of(body, output, tokenizer, kept) for output in outputs]
     chat = isinstance(body, ChatCompletionRequest)
     if chat:
-        choices = [replace(choice, said=said_in(prepared.new_parser(), choice.text)) for choice in choices]
+        choices = [_read(prepared, choice) for choice in choices]
     usage = _usage(prepared, outputs, _num_thinking_tokens(prepared, outputs, choices, tokenizer))
     if isinstance(body, CompletionRequest) and body.echo:
         texts = prompt_texts(body, prepared, tokenizer)
@@ -65,6 +67,13 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
         fields["service_tier"] = "default"
     add_scores(fields, body, prepared.prompts, outputs, tokenizer)
     return fields, usage
+
+
+def _read(prepared: Prepared, choice: Choice) -> Choice:
+    """The same choice with what its text means."""
+    # Where there are only words, no parser is set to work to find that out.
+    said = Said(content=choice.text) if prepared.is_plain else said_in(prepared.new_parser(), choice.text)
+    return Choice(text=choice.text, finish_reason=choice.finish_reason, logprobs=choice.logprobs, said=said)
 
 
 def choice_of(body: Body, output: Output, tokenizer: Tokenizer, keep: Collection[int] = ()) -> Choice:
@@ -106,6 +115,8 @@ def _within(logprobs: list[TokenLogprob] | None, size: int, tokenizer: Tokenizer
 def _num_thinking_tokens(
     prepared: Prepared, outputs: Sequence[Output], choices: Sequence[Choice], tokenizer: Tokenizer
 ) -> int:
+    if prepared.style.thoughts is None:
+        return 0
     return sum(
         num_thinking_tokens(choice.said, output.token_ids, prepared.style, tokenizer)
         for choice, output in zip(choices, outputs, strict=True)
@@ -114,12 +125,13 @@ def _num_thinking_tokens(
 
 def _usage(prepared: Prepared, outputs: Sequence[Output], num_thinking_tokens: int) -> Usage:
     """A prompt counts once, however many choices it has; as cached counts what was there before the line came."""
-    n = prepared.body.n
-    cached = (min(output.num_cached_tokens for output in outputs[at : at + n]) for at in range(0, len(outputs), n))
+    n, cached = prepared.body.n, [output.num_cached_tokens for output in outputs]
+    if n > 1:
+        cached = [min(cached[at : at + n]) for at in range(0, len(cached), n)]
     return Usage(
         input_tokens=sum(map(len, prepared.prompts)),
         cached_tokens=sum(cached),
-        output_tokens=sum(len(output.token_ids) for output in outputs),
+        output_tokens=sum([len(output.token_ids) for output in outputs]),
         reasoning_tokens=num_thinking_tokens,
     )
 

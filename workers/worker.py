@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -51,6 +50,7 @@ from .rq_desk import RqDesk
 from .runs import Flying
 from .shard import RunningShard, Ticket
 from .spans import LineSpans
+from .tempo import Tempo
 from .waker import Waker
 
 T = TypeVar("T")
@@ -65,7 +65,6 @@ LOOK_S = 1.0
 BEAT_S = 10.0
 CARD_S = 2.0  # The card tells the measured speed, which ETAs are made of.
 MOST_TICKETS = 512
-SWITCH_S = 0.001
 
 
 class PressrunWorker(RqDesk):
@@ -89,6 +88,7 @@ class PressrunWorker(RqDesk):
         self.grace_s = grace_s
         self.waker = Waker()
         self.appetite = Appetite()
+        self.tempo = Tempo()
         self.meter = Meter()
         self.metrics = WorkerMetrics()
         self.spans = LineSpans(backend.traces, worker=name, share=settings.traced_lines)
@@ -240,6 +240,7 @@ class PressrunWorker(RqDesk):
         load = self.engine.load
         if self.live is None:
             return
+        self.tempo.note(online=len(self.live) > 0)
         if self._stop_at is not None or self._suspended:
             self.live.make_room(0)
         elif load is not None:
@@ -421,8 +422,6 @@ def run_with(
     grace_s: float = GRACE_S,
 ) -> int:
     """Work with a given engine until told to stop; the exit code."""
-    # Threads that prepare a batch's lines would each keep an online request waiting for five times as long.
-    sys.setswitchinterval(SWITCH_S)
     engine = EngineProcess(factory)
     try:
         backend = connect(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from redis.exceptions import LockNotOwnedError
@@ -12,11 +13,11 @@ from pressrun.jobs.beginning import validate_batch
 from pressrun.jobs.filling import give_up_on, wind_up
 from pressrun.jobs.finish import end_batch
 from pressrun.jobs.lines import never_ran, requests_of
-from pressrun.jobs.records import Batch, BatchStatus, Claim, LineResult, ShardCommit, Usage
+from pressrun.jobs.records import Batch, BatchStatus, Claim, ErrorCount, LineError, LineResult, ShardCommit, Usage
 from pressrun.jobs.redis_keys import batch_key
 from pressrun.jobs.sealing import seal_shard
 
-from .conftest import MakeBackend, MakeBatch, chat_line
+from .conftest import MakeBackend, MakeBatch, chat_line, upload_batch
 from .simulated import Process
 
 
@@ -86,6 +87,41 @@ def test_a_line_counts_once_however_often_it_is_committed(backend: Backend, make
     assert commit(backend, taken, lines[1:3]) == "ok"
     counts = backend.store.batch(batch.id).counts
     assert counts.completed == 3
+
+
+def test_a_line_that_comes_twice_in_one_commit_counts_once_as_it_came_first(
+    backend: Backend, make_batch: MakeBatch
+) -> None:
+    batch = running(backend, make_batch, 4)
+    taken = claim(backend, batch, 0, "me")
+    first, second, *_ = results(taken)
+    again = replace(first, data=b"other", outcome="failed", error=LineError(code="late", message="m"))
+    assert commit(backend, taken, (first, second, again)) == "ok"
+    after = backend.store.batch(batch.id)
+    assert (after.counts.completed, after.counts.failed, after.usage.input_tokens) == (2, 0, 6)
+    assert after.common_errors == ()
+    assert backend.shards.spool(batch.id, 0) == [(0, "s", b"line 0"), (1, "s", b"line 1")]
+
+
+@pytest.mark.parametrize("num_lines", [1000, 2500])
+@pytest.mark.parametrize("num_early", [0, 1])
+def test_thousands_of_lines_are_committed_at_once_with_what_failed_among_them(
+    make_backend: MakeBackend, num_early: int, num_lines: int
+) -> None:
+    backend = make_backend(shard_lines=3000)
+    batch = upload_batch(backend, [chat_line(f"c{i}") for i in range(num_lines)])
+    validate_batch(backend, batch.id)
+    taken = claim(backend, batch, 0, "me")
+    late = LineError(code="late", message="too late", param="p")
+    lines = [replace(one, outcome="failed", error=late) if one.index % 5 == 2 else one for one in results(taken)]
+    commit(backend, taken, tuple(lines[:num_early]))
+    assert commit(backend, taken, tuple(lines)) == "complete"
+    after = backend.store.batch(batch.id)
+    num_failed = num_lines // 5
+    assert (after.counts.completed, after.counts.failed) == (num_lines - num_failed, num_failed)
+    assert after.usage.output_tokens == 2 * num_lines
+    assert after.common_errors == (ErrorCount(code="late", param="p", message="too late", count=num_failed),)
+    assert len(backend.shards.spool(batch.id, 0)) == num_lines
 
 
 def test_the_latest_claim_wins_and_the_earlier_owner_can_do_nothing(backend: Backend, make_batch: MakeBatch) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 
 from pressrun.engine.request import Attend, Output, Request, SamplingParams
 from pressrun.workers.echo_engine import EchoEngine
-from pressrun.workers.engine_child import MOST_AT_ONCE, MOST_IN_MESSAGE, Command, EngineLoop
+from pressrun.workers.engine_child import MOST_AT_A_LOOK, MOST_BETWEEN_STEPS, MOST_IN_MESSAGE, Command, EngineLoop
 
 
 class Recording(EchoEngine):
     """Notes how many requests are added at once; attends in the middle of each step, and closes after `num_steps`."""
 
-    def __init__(self, inbox: SimpleQueue[Command | None], num_steps: int) -> None:
+    def __init__(self, inbox: SimpleQueue[Command | None], num_steps: int, *, attends: bool = True) -> None:
         super().__init__(max_num_seqs=4)
-        self.inbox, self.num_steps = inbox, num_steps
+        self.inbox, self.num_steps, self.attends = inbox, num_steps, attends
         self.added: list[list[str]] = []
         self.aborted: list[str] = []
         self.in_between: Command | None = None
@@ -36,7 +36,8 @@ class Recording(EchoEngine):
         if self.in_between is not None:
             self.inbox.put(self.in_between)
             self.in_between = None
-        attend([])
+        if self.attends:
+            attend([])
         self.num_steps -= 1
         if not self.num_steps:
             self.inbox.put(None)
@@ -47,19 +48,28 @@ def request(name: str, priority: int = 0) -> Request:
     return Request(id=name, prompt=[1, 2, 3], params=SamplingParams(max_tokens=3), priority=priority)
 
 
-def test_an_idle_engine_takes_all_and_a_busy_one_some_at_a_time() -> None:
+def test_an_idle_engine_takes_all_and_one_that_looks_for_the_urgent_few_at_a_time() -> None:
     inbox: SimpleQueue[Command | None] = SimpleQueue()
     outbox: SimpleQueue[Any] = SimpleQueue()
     engine = Recording(inbox, num_steps=4)
     inbox.put(Command(add=tuple(request(f"a{i}") for i in range(100))))
     engine.in_between = Command(
-        add=(*(request(f"b{i}") for i in range(3 * MOST_AT_ONCE)), request("urgent", priority=-1000))
+        add=(*(request(f"b{i}") for i in range(3 * MOST_AT_A_LOOK)), request("urgent", priority=-1000))
     )
     EngineLoop(engine, inbox, outbox.put).run()
-    assert [len(names) for names in engine.added] == [100, 1, MOST_AT_ONCE, MOST_AT_ONCE, MOST_AT_ONCE]
+    assert [len(names) for names in engine.added] == [100, 1, MOST_AT_A_LOOK, MOST_AT_A_LOOK, MOST_AT_A_LOOK]
     assert engine.added[1] == ["urgent"], "it waits for nobody"
     loads = [outbox.get_nowait().load for _ in range(outbox.qsize())]
-    assert max(load.num_waiting for load in loads) >= 3 * MOST_AT_ONCE
+    assert max(load.num_waiting for load in loads) >= 3 * MOST_AT_A_LOOK
+
+
+def test_a_busy_engine_that_nobody_waits_for_takes_many_between_steps() -> None:
+    inbox: SimpleQueue[Command | None] = SimpleQueue()
+    engine = Recording(inbox, num_steps=4, attends=False)
+    inbox.put(Command(add=tuple(request(f"a{i}") for i in range(100))))
+    engine.in_between = Command(add=tuple(request(f"b{i}") for i in range(MOST_BETWEEN_STEPS + 10)))
+    EngineLoop(engine, inbox, SimpleQueue[Any]().put).run()
+    assert [len(names) for names in engine.added] == [100, MOST_BETWEEN_STEPS, 10]
 
 
 def test_who_waits_outside_can_be_aborted() -> None:

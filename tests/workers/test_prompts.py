@@ -13,10 +13,10 @@ import pytest
 
 from pressrun.engine.request import ModelInfo
 from pressrun.jobs.records import Line, LineResult
-from pressrun.workers.chats import PLAINLY, Rendering
 from pressrun.workers.echo_engine import ByteTokenizer
 from pressrun.workers.native_tokenizer import NativeTokenizer
 from pressrun.workers.prompts import Prepared, Prompts
+from pressrun.workers.rendering import PLAINLY, Rendering
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 CONTEXT = 100

@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any
 
 from pressrun.engine.request import Attend, Load, Output, Request
-from pressrun.workers.chats import PLAINLY, Rendering
 from pressrun.workers.echo_engine import ByteTokenizer, EchoEngine
+from pressrun.workers.rendering import PLAINLY, Rendering
 
 KILL, STOP, SPIN = b"kill the engine", b"stop the engine", b"spin the engine"
 KILL_WORKER = "kill the worker"
