@@ -38,12 +38,12 @@ Say = Callable[..., ChatCompletion]
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def say(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Say:
-    """What the model answers, as a line's body has it."""
+@pytest.fixture(scope="module", params=["", "<function="])
+def say(smollm2: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Say:
+    """What the model answers, as a line's body has it: with calls in Hermes' format, and in Qwen3-Coder's."""
     folder = tmp_path_factory.mktemp("model") / "smollm2"
     shutil.copytree(smollm2, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "chat_template.jinja").write_text(TEMPLATE + f"{{# {request.param} #}}")
     tokenizer = NativeTokenizer(folder)
     engine = Engine(EngineConfig(model=folder, dtype="float32", num_pages=64), decode=tokenizer.decode)
     prompts = Prompts(tokenizer, engine.info, "m", style_of(load_settings({}), tokenizer))
