@@ -14,7 +14,6 @@ is named by its id and the number of its try, so that what a worker says late is
 | `pressrun:live:{model}:stop:{worker}` | requests that a worker is to stop |
 | `pressrun:live:{api}:messages` | a stream of messages to an API process |
 | `pressrun:live:{api}:lives` | its sign of life |
-| `pressrun:live:models` | the models that were ever served |
 
 In keys the names of models and API processes stand in braces: what one script touches lies in one slot of a cluster.
 Knows nothing of engines or of HTTP.
@@ -23,12 +22,14 @@ Knows nothing of engines or of HTTP.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
 
+from .model_cards import KNOWN_S, SERVED
 from .store import Store
 from .trips import Trip
 
@@ -36,7 +37,6 @@ SILENCE_S = 1.5  # A worker that was not heard of for so long takes none, and is
 BEAT_S = 0.4
 API_TTL_S = 6.0
 MESSAGES_TTL_S = 30
-MODELS = "pressrun:live:models"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +93,9 @@ class Live:
         trip.add(self.scripts["live_ask"], keys=[*keys, _request_key(call.model, call.id)], args=args)
 
     def was_served(self, model: str) -> bool:
-        """Whether a worker ever served the model."""
-        return bool(self.redis.sismember(MODELS, model))
+        """Whether a worker has served the model within the last day."""
+        at = self.redis.hget(SERVED, model)
+        return at is not None and float(at) >= time.time() - KNOWN_S
 
     def hang_up(self, call: Call) -> None:
         """Nobody waits for the answer any more."""
@@ -126,7 +127,7 @@ class Live:
 
     def open(self, model: str) -> None:
         """Note that the model is served here; whoever asks for it later is told to wait, not that there is none."""
-        self.redis.sadd(MODELS, model)
+        self.redis.hset(SERVED, model, f"{time.time():.0f}")
 
     def beat(self, model: str, worker: str, *, taking: bool) -> None:
         """Say that a worker lives, and whether it takes requests."""
@@ -196,6 +197,11 @@ def _to_stop(popped: Any) -> str | None:
 def messages_key(api: str) -> str:
     """The stream that an API process reads."""
     return f"pressrun:live:{{{api}}}:messages"
+
+
+def model_keys(model: str) -> tuple[str, str]:
+    """What is there of a model without requests and does not end by itself."""
+    return _key(model, "workers"), _key(model, "taking")
 
 
 def api_key(api: str) -> str:
