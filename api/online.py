@@ -79,7 +79,9 @@ async def _serve(request: Request, url: str, body: dict[str, Any], tenant: str) 
     chunks: Events | None = None
     if asked.stream and not isinstance(asked, EmbeddingRequest):
         chunks = ResponseEvents(parse_responses(body)) if url == RESPONSES else Chunks(url, asked)
-    return await answer_of(request, url, asked.model, body, tenant, tokens=tokens, chunks=chunks)
+    return await answer_of(
+        request, url, asked.model, body, tenant, tokens=tokens, priority=asked.priority, chunks=chunks
+    )
 
 
 async def answer_of(
@@ -90,11 +92,12 @@ async def answer_of(
     tenant: str,
     *,
     tokens: int = 0,
+    priority: int = 0,
     chunks: Events | None = None,
 ) -> Response:
     """What a worker of the model answers: whole, or as a stream of `chunks` from its first token on."""
     calls: Calls = request.app.state.calls
-    pending = await calls.ask(url, _known_text(model), body, tenant=tenant, tokens=tokens)
+    pending = await calls.ask(url, _known_text(model), body, tenant=tenant, tokens=tokens, priority=priority)
     try:
         await while_there(request.receive, pending.wait())
         if chunks is not None:

@@ -219,7 +219,7 @@ def test_nothing_of_an_answered_request_stays(shared: Online) -> None:
     list(ask(shared, stream=True))
     tenant = shared.farm.backend.quotas
     shared.farm.until(lambda: shared.num_known() == 0 and tenant.held("default").num_jobs == 0)
-    assert shared.redis.llen(f"pressrun:live:{{{MODEL}}}:line") == 0
+    assert shared.redis.zcard(f"pressrun:live:{{{MODEL}}}:waiting") == 0
 
 
 def test_a_tenant_that_holds_all_its_tokens_is_told_so(shared: Online) -> None:

@@ -200,7 +200,7 @@ def test_too_many_are_told_to_come_again(start: Start) -> None:
     worker.send(signal.SIGSTOP)
     time.sleep(BEAT_S)  # Until then what comes is taken for it, as if it had been stopped a little later.
     waiting = [Later(running) for _ in range(2)]
-    running.farm.until(lambda: running.redis.llen(f"pressrun:live:{{{MODEL}}}:line") == 2)
+    running.farm.until(lambda: running.redis.zcard(f"pressrun:live:{{{MODEL}}}:waiting") == 2)
     with pytest.raises(RateLimitError) as many:
         stream(running)
     assert many.value.response.headers["retry-after"] == "1"
