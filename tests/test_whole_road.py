@@ -282,6 +282,18 @@ def test_a_prompts_tokens_are_scored(service: Service) -> None:
     assert " Paris" in likely
 
 
+def test_a_prompt_is_scored_online_without_an_answer_as_with_one(service: Service) -> None:
+    asked: Any = {"model": MODEL, "prompt": "The capital of France is Paris.", "echo": True, "logprobs": 1}
+    (alone,) = service.client.completions.create(**asked, max_tokens=0).choices
+    (answered,) = service.client.completions.create(**asked, max_tokens=1).choices
+    assert alone.text == asked["prompt"]
+    assert alone.logprobs is not None
+    assert answered.logprobs is not None
+    assert answered.logprobs.tokens is not None
+    assert alone.logprobs.tokens == answered.logprobs.tokens[:-1]
+    assert alone.logprobs.token_logprobs[1:] == pytest.approx(answered.logprobs.token_logprobs[1:-1], abs=1e-2)
+
+
 def test_tokens_are_favoured_and_forbidden_line_by_line(service: Service, smollm2: Path) -> None:
     paris, rome = (token for (token,) in NativeTokenizer(smollm2).encode_words([" Paris", " Rome"]))
     question = "What is the capital of France?"
