@@ -123,6 +123,11 @@ class Calls:
         self._weights: dict[str, float] = {}
         self._weighed_at = -WEIGHTS_S
 
+    @property
+    def keep_alive_s(self) -> float | None:
+        """How long a stream may be silent; None: as long as it is."""
+        return self._settings.stream_keep_alive_s or None
+
     async def ask(
         self, url: str, model: str, body: dict[str, Any], *, tenant: str, tokens: int, priority: int
     ) -> Pending:

@@ -42,6 +42,7 @@ WHOLE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer.", "content": {"application/json": {"schema": {"type": "object"}}}}
 }
 JsonBody = Annotated[dict[str, Any], Body(description="OpenAI's request, and vLLM's fields beyond it.")]
+COMMENT = b": keep-alive\n\n"
 CLIENT_GONE = 499  # nginx's status for an answer that nobody waits for; it goes to the log only.
 
 
@@ -142,7 +143,17 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": events, "more_body": not ended})
             if ended:
                 return
-            await pending.wait()
+            await self._wait(send)
+
+    async def _wait(self, send: Send) -> None:
+        """Until there is more to send; meanwhile a comment now and then, so that nothing on the way hangs up."""
+        while True:
+            try:
+                async with asyncio.timeout(self._calls.keep_alive_s):
+                    await self._pending.wait()
+                    return
+            except TimeoutError:
+                await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
 
 async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

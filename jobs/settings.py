@@ -82,6 +82,13 @@ class Settings(BaseSettings):
     online_timeout_s: float = Field(
         600.0, gt=0, le=86400, description="Longest time of an online request, in seconds, before it ends in an error."
     )
+    stream_keep_alive_s: float = Field(
+        15.0,
+        ge=0,
+        le=3600,
+        description="Seconds of silence after which an online stream is sent a comment, so that nothing on the way "
+        "closes its connection. 0: none.",
+    )
 
     webhook_timeout_s: float = Field(10.0, gt=0, le=30, description="Longest wait for an endpoint to take a webhook.")
     webhook_allow_private: bool = Field(

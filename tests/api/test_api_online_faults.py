@@ -223,6 +223,19 @@ def test_a_slow_client_gets_all_of_its_stream_and_delays_nobody(start: Start) ->
     assert "".join(chunk.choices[0].delta.content or "" for chunk in slow) == f"user: {LONG}"
 
 
+@pytest.mark.parametrize("keep_alive_s", [0.1, 0.0])
+def test_a_stream_that_falls_silent_is_sent_comments(start: Start, keep_alive_s: float) -> None:
+    running = start(stream_keep_alive_s=keep_alive_s)
+    running.farm.work(step_s=0.5)
+    body = {"model": MODEL, "prompt": "abc", "stream": True}
+    with running.api.http.stream("POST", "/v1/completions", json=body, timeout=30) as answer:
+        sent = answer.read()
+    assert (sent.count(b": keep-alive\n\n") >= 4) is (keep_alive_s > 0)
+    assert sent.count(b"data: ") == 4  # None of the tokens and of the end is lost to a comment.
+    chunks = running.api.openai.completions.create(**body)  # type: ignore[call-overload]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "abc"
+
+
 def test_requests_go_to_a_worker_of_their_model(start: Start) -> None:
     running = start()
     running.farm.work()
