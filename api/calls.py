@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from ..jobs.backend import Backend
 from ..jobs.errors import NotFound, RateLimited, Unavailable, UserError
 from ..jobs.ids import new_id
-from ..jobs.live import API_TTL_S, Call, api_key, messages_key
+from ..jobs.live import API_TTL_S, Call, Place, api_key, messages_key
 from ..jobs.traces import traceparent_of_request
 from ..jobs.trips import Trip
 from .chunks import Rows
@@ -30,6 +30,7 @@ from .chunks import Rows
 log = logging.getLogger("pressrun.api")
 
 LOOK_S = 0.5
+WEIGHTS_S = 5.0  # Until another weight of a tenant counts for its turns.
 BLOCK_MS = 1000
 SIGN_OF_LIFE_S = 1.0
 MOST_MESSAGES = 64
@@ -41,9 +42,9 @@ NUM_THREADS = 16
 class Pending:
     """One online request, as its client's coroutine sees it."""
 
-    def __init__(self, call: Call, tenant: str) -> None:
+    def __init__(self, call: Call, place: Place) -> None:
         self.call = call
-        self.tenant = tenant
+        self.place = place
         self.rows = Rows()
         self.is_begun = False  # Something of its answer may have been sent: it cannot be asked again.
         self.is_asked = False
@@ -119,12 +120,22 @@ class Calls:
         self._doubted: set[tuple[str, int]] = set()
         self._is_reading = False
         self._signed_at = 0.0
+        self._weights: dict[str, float] = {}
+        self._weighed_at = -WEIGHTS_S
 
-    async def ask(self, url: str, model: str, body: dict[str, Any], *, tenant: str, tokens: int) -> Pending:
+    @property
+    def keep_alive_s(self) -> float | None:
+        """How long a stream may be silent; None: as long as it is."""
+        return self._settings.stream_keep_alive_s or None
+
+    async def ask(
+        self, url: str, model: str, body: dict[str, Any], *, tenant: str, tokens: int, priority: int
+    ) -> Pending:
         """Put a request in line. Raises UserError where it cannot be served now. Whoever asks calls `end` too."""
         trace = traceparent_of_request()
         call = Call(id=new_id("live_"), attempt=1, api=self._name, url=url, model=model, body=body, trace=trace)
-        pending = Pending(call, tenant)
+        price = max(tokens, 1) / self._weights.get(tenant, 1.0)
+        pending = Pending(call, Place(tenant=tenant, priority=priority, price=price))
         self._read_on()
         self._pending[call.id] = pending  # Before it is asked: the answer may be quick.
         pending.asked_at = time.monotonic()
@@ -163,16 +174,16 @@ class Calls:
             self._live.live_on(self._name)
             self._signed_at = time.monotonic()
         trip = Trip(self._backend.redis)
-        self._backend.quotas.add_open_job(trip, pending.tenant, call.id, tokens)
-        self._live.add_ask(trip, call, **self._limits)
+        self._backend.quotas.add_open_job(trip, pending.place.tenant, call.id, tokens)
+        self._live.add_ask(trip, call, place=pending.place, **self._limits)
         full, reply = trip.go()
         if full is not None:
             # There may be room without what has ended. If not, whoever asks lets go of it, and so it is stopped.
-            self._backend.quotas.open_job(pending.tenant, call.id, call.model, tokens)
+            self._backend.quotas.open_job(pending.place.tenant, call.id, call.model, tokens)
         self._check(call, reply.decode())
 
-    def _ask(self, call: Call) -> None:
-        self._check(call, self._live.ask(call, **self._limits))
+    def _ask(self, pending: Pending) -> None:
+        self._check(pending.call, self._live.ask(pending.call, place=pending.place, **self._limits))
 
     @property
     def _limits(self) -> dict[str, Any]:
@@ -196,7 +207,7 @@ class Calls:
         return NotFound(message, param="model", code="model_not_found")
 
     def _settle(self, pending: Pending, *, answered: bool) -> None:
-        self._backend.quotas.give_back(pending.tenant, pending.call.id)
+        self._backend.quotas.give_back(pending.place.tenant, pending.call.id)
         if answered:
             self._live.forget([pending.call])
         else:
@@ -252,11 +263,19 @@ class Calls:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
             try:
+                await self._weigh()
+                await asyncio.sleep(LOOK_S)
                 await self._look()
             except RedisError as error:
                 log.warning("whether workers live cannot be seen: %s", error)
+                await asyncio.sleep(LOOK_S)
+
+    async def _weigh(self) -> None:
+        """Know by which weights tenants take turns."""
+        if time.monotonic() >= self._weighed_at + WEIGHTS_S:
+            self._weights = await self._in_thread(self._backend.store.tenants.weights)
+            self._weighed_at = time.monotonic()
 
     async def _look(self) -> None:
         """Ask again for what no living worker will answer, if that is seen twice.
@@ -284,7 +303,7 @@ class Calls:
             return
         pending.begin_again()
         try:
-            await self._in_thread(lambda: self._ask(pending.call))
+            await self._in_thread(lambda: self._ask(pending))
         except UserError as error:
             pending.fail(error)
         except RedisError as error:

@@ -1,4 +1,4 @@
-"""The chunks of a streamed answer, in OpenAI's shapes, as events.
+"""The chunks of a streamed chat or completion, in OpenAI's shapes, as events (responses: `response_events.py`).
 
 A worker tells of choices in rows: place, delta, log-probabilities, end. Rows that a slow client has not been sent yet
 are put together, so that what waits for it is no more than its answer. Knows nothing of where rows come from.
@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ..jobs.errors import UserError
 from ..jobs.ids import passing_id
@@ -22,7 +22,7 @@ TEXTS = ("content", "reasoning_content", "text")
 
 
 @dataclass(slots=True, kw_only=True)
-class _Row:
+class Row:
     """Something of one choice. While it is `text`, the values of its delta are lists of pieces."""
 
     place: int
@@ -36,8 +36,8 @@ class Rows:
     """What a client has not been sent yet."""
 
     def __init__(self) -> None:
-        self._rows: list[_Row] = []
-        self._last: dict[int, _Row] = {}
+        self._rows: list[Row] = []
+        self._last: dict[int, Row] = {}
 
     def __bool__(self) -> bool:
         return bool(self._rows)
@@ -51,11 +51,11 @@ class Rows:
             last.logprobs, last.finish_reason = _joined(last.logprobs, logprobs), finish
             return
         pieces = delta if text is None else {text: [delta[text]]}
-        row = _Row(place=place, delta=pieces, logprobs=logprobs, finish_reason=finish, text=text)
+        row = Row(place=place, delta=pieces, logprobs=logprobs, finish_reason=finish, text=text)
         self._rows.append(row)
         self._last[place] = row
 
-    def take(self) -> list[_Row]:
+    def take(self) -> list[Row]:
         """All of it; texts are whole again."""
         rows, self._rows, self._last = self._rows, [], {}
         for row in rows:
@@ -64,8 +64,21 @@ class Rows:
         return rows
 
 
+class Events(Protocol):
+    """The events of one stream, in the words of its route."""
+
+    def events(self, rows: Iterable[Row]) -> bytes:
+        """What is to be sent of these rows."""
+
+    def end(self, usage: dict[str, Any] | None) -> bytes:
+        """What is sent after the last row."""
+
+    def failed(self, error: UserError) -> bytes:
+        """What is sent in place of the rest."""
+
+
 class Chunks:
-    """The events of one stream."""
+    """The events of one stream of a chat or a completion."""
 
     def __init__(self, url: str, body: ChatCompletionRequest | CompletionRequest) -> None:
         self._is_chat = url == CHAT
@@ -79,7 +92,7 @@ class Chunks:
             "system_fingerprint": None,
         }
 
-    def events(self, rows: Iterable[_Row]) -> bytes:
+    def events(self, rows: Iterable[Row]) -> bytes:
         """Rows as events; a chat choice begins with one that tells its role."""
         return b"".join(self._chunk([choice]) for row in rows for choice in self._choices(row))
 
@@ -87,7 +100,11 @@ class Chunks:
         """The events after the last row."""
         return (self._chunk([], usage) if self._with_usage else b"") + DONE
 
-    def _choices(self, row: _Row) -> Iterable[dict[str, Any]]:
+    def failed(self, error: UserError) -> bytes:
+        """How a stream ends that cannot go on."""
+        return event(error.body())
+
+    def _choices(self, row: Row) -> Iterable[dict[str, Any]]:
         common = {"index": row.place, "logprobs": row.logprobs, "finish_reason": row.finish_reason}
         if not self._is_chat:
             yield common | row.delta
@@ -105,11 +122,6 @@ class Chunks:
 def event(data: Any) -> bytes:
     """One server-sent event. ASCII, because a message may quote what no encoding can carry."""
     return b"data: %s\n\n" % json.dumps(data, separators=(",", ":")).encode()
-
-
-def error_event(error: UserError) -> bytes:
-    """How a stream ends that cannot go on."""
-    return event(error.body())
 
 
 def _joined(earlier: dict[str, Any] | None, later: dict[str, Any] | None) -> dict[str, Any] | None:

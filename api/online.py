@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`, `/v1/completions` and `/v1/embeddings`: answered on their connection, whole or as a stream.
+"""OpenAI's routes that answer on their connection, whole or as a stream: chats, completions, responses, embeddings.
 
 The rules of a request are `jobs/requests.py`'s, and the same as in a batch line. That a client goes away is noticed
 while its answer is waited for, and its request is stopped.
@@ -21,9 +21,11 @@ from ..jobs.estimates import line_tokens
 from ..jobs.invalid import whole_text
 from ..jobs.records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from ..jobs.requests import parse_body
+from ..jobs.response_requests import parse_responses
 from .calls import Calls, Pending
-from .chunks import Chunks, error_event
+from .chunks import Chunks, Events
 from .deps import TenantDep
+from .response_events import ResponseEvents
 from .results import EVENTS
 from .timing import RECEIVED, server_timing
 
@@ -40,6 +42,7 @@ WHOLE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer.", "content": {"application/json": {"schema": {"type": "object"}}}}
 }
 JsonBody = Annotated[dict[str, Any], Body(description="OpenAI's request, and vLLM's fields beyond it.")]
+COMMENT = b": keep-alive\n\n"
 CLIENT_GONE = 499  # nginx's status for an answer that nobody waits for; it goes to the log only.
 
 
@@ -59,12 +62,9 @@ async def create_completion(request: Request, body: JsonBody, tenant: TenantDep)
     return await _serve(request, COMPLETIONS, body, tenant)
 
 
-@router.post(RESPONSES, response_class=Response, responses=WHOLE)
+@router.post(RESPONSES, response_class=Response, responses=ANSWER)
 async def create_response(request: Request, body: JsonBody, tenant: TenantDep) -> Response:
-    """Answer with OpenAI's `response` object now: text that keeps no state, and no stream yet."""
-    if body.get("stream"):
-        message = "Streams of responses are not supported yet; remove 'stream', or stream /v1/chat/completions."
-        raise UserError(message, param="stream", code="unsupported_parameter")
+    """Answer with OpenAI's `response` object now, or with its events: text that keeps no state."""
     return await _serve(request, RESPONSES, body, tenant)
 
 
@@ -77,10 +77,12 @@ async def create_embeddings(request: Request, body: JsonBody, tenant: TenantDep)
 async def _serve(request: Request, url: str, body: dict[str, Any], tenant: str) -> Response:
     asked = parse_body(url, body)
     tokens = math.ceil(line_tokens(url, body).asked)
-    chunks = None
+    chunks: Events | None = None
     if asked.stream and not isinstance(asked, EmbeddingRequest):
-        chunks = Chunks(url, asked)
-    return await answer_of(request, url, asked.model, body, tenant, tokens=tokens, chunks=chunks)
+        chunks = ResponseEvents(parse_responses(body)) if url == RESPONSES else Chunks(url, asked)
+    return await answer_of(
+        request, url, asked.model, body, tenant, tokens=tokens, priority=asked.priority, chunks=chunks
+    )
 
 
 async def answer_of(
@@ -91,11 +93,12 @@ async def answer_of(
     tenant: str,
     *,
     tokens: int = 0,
-    chunks: Chunks | None = None,
+    priority: int = 0,
+    chunks: Events | None = None,
 ) -> Response:
     """What a worker of the model answers: whole, or as a stream of `chunks` from its first token on."""
     calls: Calls = request.app.state.calls
-    pending = await calls.ask(url, _known_text(model), body, tenant=tenant, tokens=tokens)
+    pending = await calls.ask(url, _known_text(model), body, tenant=tenant, tokens=tokens, priority=priority)
     try:
         await while_there(request.receive, pending.wait())
         if chunks is not None:
@@ -114,7 +117,7 @@ class EventStream(Response):
 
     media_type = EVENTS
 
-    def __init__(self, pending: Pending, chunks: Chunks, calls: Calls, headers: dict[str, str]) -> None:
+    def __init__(self, pending: Pending, chunks: Events, calls: Calls, headers: dict[str, str]) -> None:
         # nginx would gather events otherwise.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | headers)
         del self.headers["content-length"]
@@ -135,11 +138,22 @@ class EventStream(Response):
             ended = pending.has_ended
             events = self._chunks.events(pending.rows.take())
             if ended:
-                events += self._chunks.end(pending.usage) if pending.error is None else error_event(pending.error)
+                error, chunks = pending.error, self._chunks
+                events += chunks.end(pending.usage) if error is None else chunks.failed(error)
             await send({"type": "http.response.body", "body": events, "more_body": not ended})
             if ended:
                 return
-            await pending.wait()
+            await self._wait(send)
+
+    async def _wait(self, send: Send) -> None:
+        """Until there is more to send; meanwhile a comment now and then, so that nothing on the way hangs up."""
+        while True:
+            try:
+                async with asyncio.timeout(self._calls.keep_alive_s):
+                    await self._pending.wait()
+                    return
+            except TimeoutError:
+                await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
 
 async def while_there(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -12,6 +12,7 @@ from .model import ensure_model
 
 GRACE_S = 5  # How long requests under way may still take when the API is told to stop.
 BACKLOG = 2048
+KEEP_ALIVE_S = 30
 
 log = logging.getLogger("pressrun")
 
@@ -67,4 +68,8 @@ def listen_on(settings: Settings) -> socket.socket:
         raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
     # Asyncio does so only for sockets that name their protocol; without it, every answer waits 40 ms for an ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Accepted connections inherit it: firewalls forget those that are silent, and answers may take minutes.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_ALIVE_S)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_ALIVE_S)
     return listener

@@ -317,15 +317,15 @@ class Engine:
     def _refusal(self, request: Request, prompt: IntArray | None) -> str | None:
         """Why a request cannot be served, in words; None if it can."""
         params, num_prompt = request.params, len(request.prompt)
-        limit = num_prompt + params.max_tokens
+        limit = num_prompt + max(1, params.max_tokens)
         if request.id in self._live:
             return f"a request with the id {request.id!r} is running"
         if prompt is None or (num_prompt and not 0 <= prompt.min() <= prompt.max() < self.info.vocab_size):
             return f"the prompt holds something else than token ids from 0 to {self.info.vocab_size - 1}"
         if num_prompt == 0:
             return "the prompt is empty"
-        if params.max_tokens < 1:
-            return f"max_tokens must be at least 1, not {params.max_tokens}"
+        if params.max_tokens < 0:
+            return f"max_tokens must be at least 0, not {params.max_tokens}"
         if limit > self.info.max_model_len:
             return (
                 f"the prompt's {num_prompt} tokens and max_tokens {params.max_tokens} exceed "

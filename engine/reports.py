@@ -71,7 +71,7 @@ class Reporter:
         """What is new of a sequence since its last output."""
         tokens = sequence.tokens if sequence.row is None else self._rows.tokens(sequence.row)
         generated = tokens[sequence.num_prompt :]
-        if sequence.embeds:
+        if sequence.only_reads:
             generated = generated[:0]
         start, sequence.num_reported = sequence.num_reported, len(generated)
         asks = sequence.request.params.logprobs is not None
@@ -82,7 +82,7 @@ class Reporter:
             finish_reason=ending.finish if ending else None,
             stop_reason=ending.reason if ending else None,
             error=ending.error if ending else None,
-            logprobs=sequence.logprobs[start:] if asks else None,
+            logprobs=sequence.logprobs[start : len(generated)] if asks else None,
             prompt_logprobs=sequence.prompt_logprobs if ending and scores else None,
             num_cached_tokens=sequence.num_cached_tokens or 0,
             embedding=self._embedding(sequence),
@@ -104,8 +104,8 @@ class Reporter:
         """The ending by the request's own stops, if they say so, else the common one."""
         params = sequence.request.params
         generated = self._rows.tokens(row)[sequence.num_prompt :]
-        if sequence.embeds:
-            return Ending(finish="stop")
+        if sequence.only_reads:
+            return Ending(finish="stop" if sequence.embeds else "length")
         if common is not None and common.finish != "length":
             return common
         token = int(generated[-1])

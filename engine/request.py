@@ -16,8 +16,9 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class SamplingParams:
     """How one sequence is drawn. Names and meanings are OpenAI's and vLLM's; the caller has checked the ranges.
 
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every token. `logprobs` is the number of top
-    alternatives to report beside each drawn token (0: only the drawn one; None: none at all).
+    With `max_tokens` 0 only the prompt is computed. `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep every
+    token. `logprobs` is the number of top alternatives to report beside each drawn token (0: only the drawn one; None:
+    none at all).
 
     `logit_bias` pairs token ids with what is added to their logits. With `allowed_token_ids` no other is drawn.
     `bad_words_token_ids` are token sequences of which none is ever completed. `grammar` is what the whole text must

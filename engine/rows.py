@@ -45,7 +45,7 @@ class Rows:
         self.watched_R = np.zeros(num_rows, np.bool_)
         self.has_grammar_R = np.zeros(num_rows, np.bool_)
         self.scores_prompt_R = np.zeros(num_rows, np.bool_)
-        self.embeds_R = np.zeros(num_rows, np.bool_)
+        self.only_reads_R = np.zeros(num_rows, np.bool_)
 
     @property
     def num_free(self) -> int:
@@ -79,7 +79,7 @@ class Rows:
         self.watched_R[row] = sequence.watched
         self.has_grammar_R[row] = sequence.matcher is not None
         self.scores_prompt_R[row] = sequence.request.params.prompt_logprobs is not None
-        self.embeds_R[row] = sequence.embeds
+        self.only_reads_R[row] = sequence.only_reads
         return row
 
     def close(self, sequence: Sequence) -> None:

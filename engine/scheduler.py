@@ -95,7 +95,7 @@ class Scheduler:
         rows = np.array([self._leave(sequence) for sequence in running], np.int64)
         self._running_S = self._running_S[~np.isin(self._running_S, rows)]
         if ended:
-            rows = rows[~self.rows.embeds_R[rows]]
+            rows = rows[~self.rows.only_reads_R[rows]]
             self.forecast.learn((self.rows.num_known_R - self.rows.num_prompt_R)[rows])
 
     def schedule(self) -> Plan | None:
@@ -148,7 +148,7 @@ class Scheduler:
         rows_D, tokens_D = rows_D[live_D], tokens_D[live_D]
         rows.token_ids_RL[rows_D, rows.num_known_R[rows_D]] = tokens_D
         rows.num_known_R[rows_D] += 1
-        self.num_generated_tokens += len(rows_D) - int(rows.embeds_R[rows_D].sum())
+        self.num_generated_tokens += len(rows_D) - int(rows.only_reads_R[rows_D].sum())
         self._cache.publish(rows_D)
         return live_D
 

@@ -64,8 +64,8 @@ class Sequence:
 
     @property
     def limit(self) -> int:
-        """The most tokens it can have, prompt included."""
-        return self.num_prompt + self.request.params.max_tokens
+        """The most tokens it can have, prompt included; one that only reads ends with a draw all the same."""
+        return self.num_prompt + max(1, self.request.params.max_tokens)
 
     @property
     def most_cached(self) -> int:
@@ -89,8 +89,13 @@ class Sequence:
         return self.request.embedding is not None
 
     @property
+    def only_reads(self) -> bool:
+        """Whether its prompt is all that is wanted: nobody is told of what is drawn after it."""
+        return self.embeds or self.request.params.max_tokens == 0
+
+    @property
     def watched(self) -> bool:
         """Whether each of its tokens must be looked at on its own, not only with all others in an array."""
         params = self.request.params
         asks = params.stop or params.stop_token_ids or params.logprobs is not None
-        return bool(asks) or self.request.stream or self.embeds
+        return bool(asks) or self.request.stream or self.only_reads

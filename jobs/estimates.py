@@ -44,7 +44,7 @@ def line_tokens(endpoint: str, body: Mapping[str, Any], answer_tokens: float = D
 def _limit(endpoint: str, body: Mapping[str, Any]) -> int | None:
     default = COMPLETION_TOKENS if endpoint == COMPLETIONS else None
     names = ("max_completion_tokens", "max_output_tokens", "max_tokens")
-    return next((limit for name in names if (limit := _count(body.get(name)))), default)
+    return next((limit for name in names if (limit := _count(body.get(name))) is not None), default)
 
 
 def _prompt_tokens(body: Mapping[str, Any]) -> float:
@@ -63,4 +63,4 @@ def _num_prompts(body: Mapping[str, Any]) -> int:
 
 
 def _count(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
+    return value if type(value) is int and value >= 0 else None

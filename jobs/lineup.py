@@ -70,7 +70,7 @@ class Lineup:
         self._store = store
         self._redis = store.redis
         self._ready = ready_key(model)
-        self._times, self._floors = f"pressrun:flow-times:{model}", f"pressrun:floors:{model}"
+        self._times, self._floors = model_keys(model)
         self._lock = Lock()
         self._line: Line | None = None
         self._forecast: Forecast | None = None
@@ -182,6 +182,11 @@ class Lineup:
             return before
         fields = (as_text(key), *as_text(row).split(" ", 6))
         return _Entry(row, bill, _candidate(fields, bill), float(fields[6]))
+
+
+def model_keys(model: str) -> tuple[str, str]:
+    """What is kept of a model's tenants: virtual times, and floors."""
+    return f"pressrun:flow-times:{model}", f"pressrun:floors:{model}"
 
 
 def ready_key(model: str) -> str:

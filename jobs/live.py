@@ -6,29 +6,37 @@ is named by its id and the number of its try, so that what a worker says late is
 
 | key | what |
 |---|---|
-| `pressrun:live:{model}:line` | ids of a model's requests that wait for a worker |
+| `pressrun:live:{model}:line:{priority}:{tenant}` | ids of requests that wait for a worker, in order of arrival |
+| `pressrun:live:{model}:line` | ids of those that go ahead of all, because they are asked again |
+| `pressrun:live:{model}:priorities` | at which anybody waits |
+| `pressrun:live:{model}:turns:{priority}` | tenants that wait, by what they had |
+| `pressrun:live:{model}:had:{priority}`, `:clock:{priority}` | what others had, and where those start who were idle |
+| `pressrun:live:{model}:waiting`, `:waiting:{tenant}`, `:tenants` | who waits, by when it is given up |
 | `pressrun:live:{model}:bell` | what workers without work wait for |
-| `pressrun:live:{model}:request:{id}` | a hash: the `call`, and the `worker` that took it |
+| `pressrun:live:{model}:request:{id}` | a hash: `call`, `tenant`, `priority`, `price`, and the `worker` that took it |
 | `pressrun:live:{model}:workers`, `:taking` | workers by their last sign of life: all, and those that take requests |
 | `pressrun:live:{model}:taken:{worker}` | what a worker took last, should the answer to it be lost |
 | `pressrun:live:{model}:stop:{worker}` | requests that a worker is to stop |
 | `pressrun:live:{api}:messages` | a stream of messages to an API process |
 | `pressrun:live:{api}:lives` | its sign of life |
-| `pressrun:live:models` | the models that were ever served |
 
 In keys the names of models and API processes stand in braces: what one script touches lies in one slot of a cluster.
-Knows nothing of engines or of HTTP.
+A lower priority is served first. Among tenants of one priority turns go by tokens, as they do for batches
+(`policy.py`; docs/decisions/0013): a turn costs a request's tokens by its tenant's weight, and who has had the least is
+next. Knows nothing of engines or of HTTP.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
 
+from .model_cards import KNOWN_S, SERVED
 from .store import Store
 from .trips import Trip
 
@@ -36,7 +44,7 @@ SILENCE_S = 1.5  # A worker that was not heard of for so long takes none, and is
 BEAT_S = 0.4
 API_TTL_S = 6.0
 MESSAGES_TTL_S = 30
-MODELS = "pressrun:live:models"
+HAD_S = 90_000  # Who had what is forgotten after so long without anybody: longer than any request may wait.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +74,18 @@ class Call:
         return cls(**{name: fields[name] for name in fields if name in cls.__dataclass_fields__})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where in line a request belongs: a lower `priority` goes first, and its turn costs the tenant so many tokens."""
+
+    tenant: str = "default"
+    priority: int = 0
+    price: float = 1.0
+
+
+PLACE = Place()
+
+
 class Live:
     """Both ends of the road. Thread-safe; every method is one round trip, and may be done twice."""
 
@@ -79,27 +99,43 @@ class Live:
         """Say that an API process lives, for the next `API_TTL_S` seconds."""
         self.redis.set(api_key(api), 1, px=int(API_TTL_S * 1000))
 
-    def ask(self, call: Call, *, most_waiting: int, life_s: float) -> str:
-        """Put a request in line: 'ok', 'full', or 'away' where no worker takes any. A second try goes ahead."""
+    def ask(self, call: Call, *, most_waiting: int, life_s: float, place: Place = PLACE) -> str:
+        """Put a request in line: 'ok', 'full', or 'away' where no worker takes any. A second try goes ahead.
+
+        Where `most_waiting` wait already, a tenant that has less than its part of them is let in all the same.
+        """
         trip = Trip(self.redis)
-        self.add_ask(trip, call, most_waiting=most_waiting, life_s=life_s)
+        self.add_ask(trip, call, most_waiting=most_waiting, life_s=life_s, place=place)
         return str(trip.go()[0].decode())
 
-    def add_ask(self, trip: Trip, call: Call, *, most_waiting: int, life_s: float) -> None:
+    def add_ask(self, trip: Trip, call: Call, *, most_waiting: int, life_s: float, place: Place = PLACE) -> None:
         """The same as a part of a trip; the reply is bytes."""
         again = "1" if call.attempt > 1 else "0"
-        keys = [_key(call.model, name) for name in ("line", "bell", "taking")]
+        tenant, priority = place.tenant, place.priority
+        names = [
+            "bell",
+            "taking",
+            f"request:{call.id}",
+            "line",
+            "waiting",
+            f"waiting:{tenant}",
+            "tenants",
+            "priorities",
+        ]
+        names += [f"turns:{priority}", f"line:{priority}:{tenant}", f"had:{priority}", f"clock:{priority}"]
         args: list[Any] = [call.id, call.dump(), most_waiting, SILENCE_S, int(life_s) + 1, again]
-        trip.add(self.scripts["live_ask"], keys=[*keys, _request_key(call.model, call.id)], args=args)
+        args += [tenant, priority, place.price]
+        trip.add(self.scripts["live_ask"], keys=[_key(call.model, name) for name in names], args=args)
 
     def was_served(self, model: str) -> bool:
-        """Whether a worker ever served the model."""
-        return bool(self.redis.sismember(MODELS, model))
+        """Whether a worker has served the model within the last day."""
+        at = self.redis.hget(SERVED, model)
+        return at is not None and float(at) >= time.time() - KNOWN_S
 
     def hang_up(self, call: Call) -> None:
         """Nobody waits for the answer any more."""
         keys = [_key(call.model, "line"), _request_key(call.model, call.id)]
-        self.scripts["live_hang_up"](keys=keys, args=[call.id, call.attempt, _key(call.model, "stop:")])
+        self.scripts["live_hang_up"](keys=keys, args=[call.id, call.attempt, _key(call.model, "")])
 
     def stop(self, model: str, worker: str, name: str) -> None:
         """Have a worker stop a request, named by id and try, that nobody waits for."""
@@ -126,7 +162,7 @@ class Live:
 
     def open(self, model: str) -> None:
         """Note that the model is served here; whoever asks for it later is told to wait, not that there is none."""
-        self.redis.sadd(MODELS, model)
+        self.redis.hset(SERVED, model, f"{time.time():.0f}")
 
     def beat(self, model: str, worker: str, *, taking: bool) -> None:
         """Say that a worker lives, and whether it takes requests."""
@@ -170,7 +206,7 @@ class Live:
 
     def _add_take(self, trip: Trip, model: str, worker: str, number: int, most: int) -> None:
         keys = [_key(model, "line"), _key(model, f"taken:{worker}")]
-        trip.add(self.scripts["live_take"], keys=keys, args=[worker, number, most, _request_key(model, "")])
+        trip.add(self.scripts["live_take"], keys=keys, args=[worker, number, most, _key(model, ""), HAD_S])
 
     def answer(self, messages: Sequence[tuple[str, bytes]]) -> list[bool]:
         """Leave a message for each of these API processes; whether each of them lives."""
@@ -196,6 +232,11 @@ def _to_stop(popped: Any) -> str | None:
 def messages_key(api: str) -> str:
     """The stream that an API process reads."""
     return f"pressrun:live:{{{api}}}:messages"
+
+
+def model_keys(model: str) -> tuple[str, str]:
+    """What is there of a model without requests and does not end by itself."""
+    return _key(model, "workers"), _key(model, "taking")
 
 
 def api_key(api: str) -> str:

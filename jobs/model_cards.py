@@ -3,7 +3,7 @@
 | key | what |
 |---|---|
 | `pressrun:models` | model cards by worker, with the time of their last heartbeat |
-| `pressrun:served` | the time when each model was last served |
+| `pressrun:served` | the time when each model was last served (`retired.py` forgets those of long ago) |
 | `pressrun:answer-tokens` | by model, how long answers were in the batches that ended last |
 """
 

@@ -139,6 +139,8 @@ class ChatCompletionRequest(Sampled, Templated, Tooled, Labels):
 class CompletionRequest(Sampled):
     """The body of `/v1/completions`."""
 
+    # 0: the prompt is only read, and scored if that is asked for.
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INT)
     prompt: Text | Prompts[Text] | TokenIds | Prompts[TokenIds]
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool = False

@@ -74,10 +74,20 @@ class Settings(BaseSettings):
     job_ttl_s: int = Field(86400, ge=60, description="Seconds that a finished native job can be polled.")
 
     max_waiting_requests: int = Field(
-        1024, ge=1, description="Most online requests that wait for a worker of their model; more are answered 429."
+        1024,
+        ge=1,
+        description="Most online requests that wait for a worker of their model; more are answered 429, "
+        "but of a tenant that has less than its part of them.",
     )
     online_timeout_s: float = Field(
         600.0, gt=0, le=86400, description="Longest time of an online request, in seconds, before it ends in an error."
+    )
+    stream_keep_alive_s: float = Field(
+        15.0,
+        ge=0,
+        le=3600,
+        description="Seconds of silence after which an online stream is sent a comment, so that nothing on the way "
+        "closes its connection. 0: none.",
     )
 
     webhook_timeout_s: float = Field(10.0, gt=0, le=30, description="Longest wait for an endpoint to take a webhook.")

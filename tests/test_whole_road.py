@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import jsonschema_rs
@@ -26,6 +26,7 @@ import pytest
 import torch
 from openai import APIConnectionError, NotFoundError, OpenAI
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel
 from transformers import AutoModelForCausalLM
 
 from pressrun.workers.native_tokenizer import NativeTokenizer
@@ -281,6 +282,18 @@ def test_a_prompts_tokens_are_scored(service: Service) -> None:
     assert " Paris" in likely
 
 
+def test_a_prompt_is_scored_online_without_an_answer_as_with_one(service: Service) -> None:
+    asked: Any = {"model": MODEL, "prompt": "The capital of France is Paris.", "echo": True, "logprobs": 1}
+    (alone,) = service.client.completions.create(**asked, max_tokens=0).choices
+    (answered,) = service.client.completions.create(**asked, max_tokens=1).choices
+    assert alone.text == asked["prompt"]
+    assert alone.logprobs is not None
+    assert answered.logprobs is not None
+    assert answered.logprobs.tokens is not None
+    assert alone.logprobs.tokens == answered.logprobs.tokens[:-1]
+    assert alone.logprobs.token_logprobs[1:] == pytest.approx(answered.logprobs.token_logprobs[1:-1], abs=1e-2)
+
+
 def test_tokens_are_favoured_and_forbidden_line_by_line(service: Service, smollm2: Path) -> None:
     paris, rome = (token for (token,) in NativeTokenizer(smollm2).encode_words([" Paris", " Rome"]))
     question = "What is the capital of France?"
@@ -333,6 +346,23 @@ def test_a_stream_of_a_real_model_says_what_its_whole_answer_says(service: Servi
         told = [entry.token for one in mine if one.logprobs for entry in one.logprobs.content or ()]
         known = choice.logprobs.content if choice.logprobs else None
         assert told == [entry.token for entry in known or ()]
+
+
+def test_a_streamed_response_is_parsed_as_the_whole_one_is(service: Service) -> None:
+    class City(BaseModel):
+        name: Literal["Rome", "Paris"]
+        capital_of: Literal["Italy", "France"]
+
+    asked: Any = {"model": MODEL, "input": "Name a capital, as JSON.", "temperature": 0, "text_format": City}
+    whole = service.client.responses.parse(**asked)
+    with service.client.responses.stream(**asked) as stream:
+        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert final.status == whole.status == "completed"
+    assert "".join(pieces) == final.output_text == whole.output_text
+    assert len(pieces) > 3
+    assert isinstance(final.output_parsed, City)
+    assert final.output_parsed == whole.output_parsed
 
 
 def test_a_file_with_one_of_every_bad_line_fails_with_all_errors_and_their_lines(service: Service) -> None:

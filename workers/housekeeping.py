@@ -27,6 +27,7 @@ from ..jobs.leftovers import sweep_segments
 from ..jobs.progress import progress_of
 from ..jobs.queue import forget_shards, queued_job_ids, rq_job_id
 from ..jobs.records import ENDED, BatchKind
+from ..jobs.retired import forget_retired
 from ..jobs.shards import Tended
 from ..jobs.submit import sweep_broken_uploads, sweep_files
 from ..jobs.uploads import sweep_uploads
@@ -99,6 +100,7 @@ class Housekeeper:
         if self._is_due("broken", BROKEN_S):
             self._later("broken uploads", _sweep_broken_uploads)
             self._later("segments", _sweep_segments)
+            self._later("retired models", _forget_retired)
         if self._is_due("webhooks", WEBHOOKS_S):
             self._deliverer.tick()
 
@@ -248,6 +250,11 @@ def _sweep_broken_uploads(backend: Backend, _: str) -> None:
 
 def _sweep_segments(backend: Backend, _: str) -> None:
     sweep_segments(backend)
+
+
+def _forget_retired(backend: Backend, _: str) -> None:
+    for model in forget_retired(backend):
+        log.info("model %s: nobody has served it for a day and nothing waits for it; it is forgotten", model)
 
 
 def _drop_and_wind_up(backend: Backend, batch_id: str) -> None:

@@ -280,14 +280,15 @@ class Prompts:
         if wanted is not None and wanted > room:
             message = f"{limit} However, your {what} resulted in {num_prompt} tokens and '{name}' asks for {wanted}"
             raise UserError(f"{message}: at most {room} fit.", param=name, code="context_length_exceeded")
-        if body.min_tokens > (wanted or room):
+        most = room if wanted is None else wanted
+        if body.min_tokens > most:
             message = f"{limit} However, your {what} resulted in {num_prompt} tokens and 'min_tokens' asks for"
             raise UserError(
-                f"{message} {body.min_tokens}: at most {wanted or room} fit.",
+                f"{message} {body.min_tokens}: at most {most} fit.",
                 param="min_tokens",
                 code="context_length_exceeded",
             )
-        return wanted or room
+        return most
 
 
 def _check_echo(body: Body, prompts: Sequence[Sequence[int]]) -> None:

@@ -5,6 +5,7 @@ Knows nothing of JSON bodies.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,12 @@ from .prompts import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """A whole message; its calls are whole too."""
+    """A whole message; its calls are whole too. `num_calls_first` of them stand before its first word."""
 
     content: str = ""
     thoughts: str = ""
     calls: tuple[ToolCallDelta, ...] = ()
+    num_calls_first: int = 0
 
 
 NOTHING = Said()
@@ -42,10 +44,12 @@ class Choice:
 def said_in(parser: Parser, text: str) -> Said:
     """What a new parser finds in a whole text."""
     deltas = [*parser.feed(text), *parser.close()]
+    before = itertools.takewhile(lambda delta: not delta.content, deltas)
     return Said(
         content="".join(delta.content for delta in deltas),
         thoughts="".join(delta.reasoning_content for delta in deltas),
         calls=tuple(call for delta in deltas for call in delta.tool_calls),
+        num_calls_first=sum(len(delta.tool_calls) for delta in before),
     )
 
 

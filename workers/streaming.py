@@ -13,6 +13,7 @@ from typing import Any
 
 from ..engine.request import Output, TokenLogprob
 from ..jobs.embeddings import EmbeddingRequest
+from ..jobs.records import RESPONSES
 from ..jobs.requests import ChatCompletionRequest, CompletionRequest
 from .deltas import Delta, ToolCallDelta
 from .pieces import joined
@@ -101,9 +102,9 @@ class AnswerStream:
         return self._text_rows(place, piece)
 
     def usage(self, outputs: Sequence[Output]) -> dict[str, Any] | None:
-        """What it used, if that is asked for; `outputs` are whole."""
+        """What it used, if that is asked for, as it always is of a response; `outputs` are whole."""
         options = self._body.stream_options
-        if options is None or not options.include_usage:
+        if self._prepared.line.url != RESPONSES and (options is None or not options.include_usage):
             return None
         usage: dict[str, Any] = answer(self._prepared, outputs, self._tokenizer)[0]["usage"]
         return usage

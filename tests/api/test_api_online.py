@@ -152,6 +152,25 @@ def test_log_probabilities_of_a_stream_are_those_of_the_whole(shared: Online) ->
         assert [one for piece in pieces for one in getattr(piece, name)] == getattr(entire, name)
 
 
+def test_a_prompt_is_scored_without_an_answer(shared: Online) -> None:
+    body: dict[str, Any] = {"model": MODEL, "prompt": ["abc", "d"], "max_tokens": 0, "echo": True, "logprobs": 1}
+    scored = shared.api.openai.completions.create(**body)
+    assert [(one.text, one.finish_reason) for one in scored.choices] == [("abc", "length"), ("d", "length")]
+    assert [one.logprobs.tokens for one in scored.choices if one.logprobs] == [["a", "b", "c"], ["d"]]
+    assert [one.logprobs.token_logprobs for one in scored.choices if one.logprobs] == [[None, 0.0, 0.0], [None]]
+    assert scored.usage is not None
+    assert (scored.usage.prompt_tokens, scored.usage.completion_tokens) == (4, 0)
+    job = shared.api.http.post("/v1/jobs", json={"url": "/v1/completions", "body": body}).json()
+    shared.farm.until(lambda: shared.api.http.get(f"/v1/jobs/{job['id']}").json()["status"] == "completed")
+    polled = shared.api.http.get(f"/v1/jobs/{job['id']}").json()["response"]["body"]
+    assert polled["choices"] == scored.model_dump()["choices"]
+    pieces = shared.api.openai.completions.create(model=MODEL, prompt="abc", max_tokens=0, echo=True, stream=True)
+    assert [(one.choices[0].text, one.choices[0].finish_reason) for one in pieces] == [("abc", "length")]
+    with pytest.raises(BadRequestError) as chat:
+        ask(shared, max_tokens=0)
+    assert chat.value.param == "max_tokens"
+
+
 CALLS = """<think>Where is it?</think>So: <tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>
 <tool_call>{"name": "weather", "arguments": {"city": "Köln"}}</tool_call>"""
 
@@ -219,7 +238,7 @@ def test_nothing_of_an_answered_request_stays(shared: Online) -> None:
     list(ask(shared, stream=True))
     tenant = shared.farm.backend.quotas
     shared.farm.until(lambda: shared.num_known() == 0 and tenant.held("default").num_jobs == 0)
-    assert shared.redis.llen(f"pressrun:live:{{{MODEL}}}:line") == 0
+    assert shared.redis.zcard(f"pressrun:live:{{{MODEL}}}:waiting") == 0
 
 
 def test_a_tenant_that_holds_all_its_tokens_is_told_so(shared: Online) -> None:

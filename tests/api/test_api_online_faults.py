@@ -200,7 +200,7 @@ def test_too_many_are_told_to_come_again(start: Start) -> None:
     worker.send(signal.SIGSTOP)
     time.sleep(BEAT_S)  # Until then what comes is taken for it, as if it had been stopped a little later.
     waiting = [Later(running) for _ in range(2)]
-    running.farm.until(lambda: running.redis.llen(f"pressrun:live:{{{MODEL}}}:line") == 2)
+    running.farm.until(lambda: running.redis.zcard(f"pressrun:live:{{{MODEL}}}:waiting") == 2)
     with pytest.raises(RateLimitError) as many:
         stream(running)
     assert many.value.response.headers["retry-after"] == "1"
@@ -221,6 +221,19 @@ def test_a_slow_client_gets_all_of_its_stream_and_delays_nobody(start: Start) ->
     time.sleep(1.0)
     assert post(running).status_code == 200
     assert "".join(chunk.choices[0].delta.content or "" for chunk in slow) == f"user: {LONG}"
+
+
+@pytest.mark.parametrize("keep_alive_s", [0.1, 0.0])
+def test_a_stream_that_falls_silent_is_sent_comments(start: Start, keep_alive_s: float) -> None:
+    running = start(stream_keep_alive_s=keep_alive_s)
+    running.farm.work(step_s=0.5)
+    body = {"model": MODEL, "prompt": "abc", "stream": True}
+    with running.api.http.stream("POST", "/v1/completions", json=body, timeout=30) as answer:
+        sent = answer.read()
+    assert (sent.count(b": keep-alive\n\n") >= 4) is (keep_alive_s > 0)
+    assert sent.count(b"data: ") == 4  # None of the tokens and of the end is lost to a comment.
+    chunks = running.api.openai.completions.create(**body)  # type: ignore[call-overload]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "abc"
 
 
 def test_requests_go_to_a_worker_of_their_model(start: Start) -> None:

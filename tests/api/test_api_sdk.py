@@ -147,7 +147,7 @@ def working(api: Api, log: Path) -> Iterator[None]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PRESSRUN_")}
     worker = Worker(clean | api.backend.settings.environment(), log)
     try:
-        while not api.backend.live.was_served(MODEL):
+        while not api.backend.redis.zcard(f"pressrun:live:{{{MODEL}}}:taking"):
             assert worker.process.poll() is None, log.read_text()
             time.sleep(0.01)
         yield

@@ -180,7 +180,7 @@ def test_streams_report_every_token_once_with_its_logprob(tiny: Path, make_engin
         ({"prompt": [-1]}, "token ids"),
         ({"prompt": ["x"]}, "token ids"),
         ({"prompt": [1 << 70]}, "token ids"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"prompt": [3] * 200, "max_tokens": 57}, "context length of 256"),
         ({"prompt": [3] * 70, "max_tokens": 12}, "KV cache of 80 tokens"),
         ({"stop": ("x",)}, "tokenizer"),

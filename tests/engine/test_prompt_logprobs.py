@@ -103,3 +103,28 @@ def test_the_first_choice_scores_for_all(tiny: Path, make_engine: Make, ask: Ask
 
 def test_a_prompt_of_one_token_has_nothing_to_score(tiny: Path, make_engine: Make, ask: Ask) -> None:
     assert make_engine(tiny).finish([ask([5], prompt_logprobs=3)])["a"].prompt_logprobs == []
+
+
+@at_once_and_late
+def test_a_prompt_that_is_only_read_is_scored_and_nothing_is_drawn(tiny: Path, make_engine: Make, ask: Ask) -> None:
+    engine = make_engine(tiny, max_num_batched_tokens=24, page_size=4)
+    requests = [
+        ask(prompt, id=str(i), max_tokens=0, prompt_logprobs=1, logprobs=1, stream=i % 3 == 0)
+        for i, prompt in enumerate(prompts(12))
+    ]
+    others = [ask(prompt, id=f"other {i}", max_tokens=5) for i, prompt in enumerate(prompts(4))]
+    outputs = engine.finish([*requests, *others], arrivals=random.Random(0))
+    for request in requests:
+        output = outputs[request.id]
+        assert (output.token_ids, output.logprobs, output.finish_reason) == ([], [], "length")
+        assert output.lifetime is not None
+        assert output.lifetime.num_generated_tokens == 0
+        assert_same(output, expected(tiny, list(request.prompt), 1))
+    assert engine.load().num_generated_tokens == sum(len(outputs[other.id].token_ids) for other in others)
+
+
+def test_a_prompt_that_is_only_read_takes_one_step(tiny: Path, make_engine: Make, ask: Ask) -> None:
+    engine = make_engine(tiny)
+    engine.add([ask([5, 6, 7], max_tokens=0, ignore_eos=True)])
+    (output,) = engine.step()
+    assert (output.finish_reason, engine.has_work()) == ("length", False)

@@ -144,6 +144,7 @@ def test_a_job_beyond_the_tenants_tokens_is_refused_and_leaves_nothing(backend: 
         ({"messages": [{"role": "user", "content": "ü" * 4}], "max_tokens": 5, "n": 3}, 2 + 15),
         ({"messages": [{"role": "user", "content": ""}]}, DEFAULT_ANSWER_TOKENS),
         ({"prompt": "x" * 8, "max_tokens": 5}, 2 + 5),
+        ({"prompt": "x" * 8, "max_tokens": 0}, 2),
         ({"prompt": ["x" * 8, "x" * 4], "max_tokens": 5}, 2 + 1 + 10),
         ({"prompt": [1, 2, 3], "max_tokens": 5}, 3 + 5),
         ({"prompt": [[1, 2, 3], [4]], "max_tokens": 5}, 4 + 10),

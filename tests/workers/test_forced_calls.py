@@ -41,9 +41,12 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def say(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Say:
     """What the model answers, as a line's body has it."""
-    folder = tmp_path_factory.mktemp("model") / "smollm2"
+    return sayer(smollm2, tmp_path_factory.mktemp("model") / "smollm2", TEMPLATE)
+
+
+def sayer(smollm2: Path, folder: Path, template: str) -> Say:
     shutil.copytree(smollm2, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "chat_template.jinja").write_text(template)
     tokenizer = NativeTokenizer(folder)
     engine = Engine(EngineConfig(model=folder, dtype="float32", num_pages=64), decode=tokenizer.decode)
     prompts = Prompts(tokenizer, engine.info, "m", style_of(load_settings({}), tokenizer))
@@ -74,6 +77,14 @@ def follows(text: str) -> bool:
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_call_that_must_be_made_is_made(say: Say, choice: Any) -> None:
+    check_call(say, choice)
+
+
+def test_a_call_that_must_be_made_between_tags_is_made(smollm2: Path, tmp_path: Path) -> None:
+    check_call(sayer(smollm2, tmp_path / "smollm2", TEMPLATE + "{# <function= #}"), "required")
+
+
+def check_call(say: Say, choice: Any) -> None:
     (said,) = say(tools=[TOOL], tool_choice=choice, parallel_tool_calls=False).choices
     assert (said.finish_reason, said.message.content) == ("tool_calls", None)
     assert said.message.tool_calls is not None

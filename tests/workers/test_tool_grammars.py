@@ -32,7 +32,7 @@ SCHEMA = {
 }
 # Of those that every byte-level vocabulary can spell.
 LETTERS = st.characters(max_codepoint=0x2FFF, exclude_categories=["C"])
-FORMATS = ["hermes", "llama3", "mistral", "mistral-args"]
+FORMATS = ["hermes", "llama3", "mistral", "mistral-args", "qwen3_coder"]
 
 pytestmark = pytest.mark.model
 
@@ -81,6 +81,8 @@ def allows(grammar: str | None, text: str, vocabulary: Any, matching: LLTokenize
 
 def written(name: str, *calls: tuple[str, str]) -> str:
     """Calls as a model of the format writes them; arguments are JSON."""
+    if name == "qwen3_coder":
+        return "\n".join(_between_tags(function, json.loads(arguments)) for function, arguments in calls)
     key = "parameters" if name == "llama3" else "arguments"
     objects = [f'{{"name": "{function}", "{key}": {arguments}}}' for function, arguments in calls]
     if name == "hermes":
@@ -90,6 +92,13 @@ def written(name: str, *calls: tuple[str, str]) -> str:
     if name == "mistral":
         return f"[TOOL_CALLS][{', '.join(objects)}]"
     return "".join(f"[TOOL_CALLS]{function}[ARGS]{arguments}" for function, arguments in calls)
+
+
+def _between_tags(function: str, arguments: dict[str, Any]) -> str:
+    """As Qwen3-Coder's chat template writes a call."""
+    values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
+    parameters = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={function}>\n{parameters}</function>\n</tool_call>"
 
 
 ROME, WRONG = ("weather", '{"city": "Rome"}'), ("weather", '{"town": "Rome"}')
@@ -203,10 +212,10 @@ def test_a_schema_that_cannot_be_followed_is_refused_by_name(vocabulary: Any) ->
         assert '"not"' in caught.value.message
 
 
-def test_a_call_cannot_be_forced_in_a_format_without_a_grammar(vocabulary: Any) -> None:
-    with pytest.raises(UserError) as caught:
-        grammar_of_tools(chat(tool_choice="required"), style(vocabulary, "qwen3_coder"))
-    assert (caught.value.param, caught.value.code) == ("tool_choice", "unsupported_parameter")
+def test_only_functions_that_may_be_called_are_looked_at(vocabulary: Any) -> None:
+    bad = tool("bad", parameters={"type": "object", "not": {}})
+    now = {"type": "function", "function": {"name": "now"}}
+    assert grammar_of_tools(chat(tools=[bad, NOW], tool_choice=now), style(vocabulary, "hermes"))
 
 
 @settings(max_examples=40)

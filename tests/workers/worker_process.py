@@ -32,13 +32,13 @@ class MortalEngine(EchoEngine):
     answers it writes down in the file `diary`, if there is one.
     """
 
-    def __init__(self, diary: str | None, **options: Any) -> None:
+    def __init__(self, diary: str | None, num_rows: int, **options: Any) -> None:
         super().__init__(**options)
-        self.diary = diary
+        self.diary, self.num_rows = diary, num_rows
 
     def load(self) -> Load:
         """It holds more than it finishes in a step, as a real engine does."""
-        return replace(super().load(), num_rows=NUM_ROWS)
+        return replace(super().load(), num_rows=self.num_rows)
 
     def step(self, attend: Attend | None = None) -> list[Output]:
         if any(SPIN in bytes(request.prompt) for _, _, request in self._waiting):
@@ -79,11 +79,13 @@ class MortalFactory:
     max_num_seqs: int
     broken: bool
     diary: str | None = None
+    num_rows: int = NUM_ROWS
 
     def __call__(self) -> MortalEngine:
         if self.broken:
             raise RuntimeError("not enough memory for the weights")
-        return MortalEngine(self.diary, step_s=self.step_s, max_num_seqs=self.max_num_seqs, max_model_len=4096)
+        options = {"step_s": self.step_s, "max_num_seqs": self.max_num_seqs, "max_model_len": 4096}
+        return MortalEngine(self.diary, self.num_rows, **options)
 
 
 def main() -> int:

@@ -5,13 +5,15 @@ Values are bare text; what they are is told by the function's schema.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..deltas import Delta
 from .calls import Call, Calls
 from .hermes import OPEN, told
+from .kinds import ALL, kind_of, kinds_of
 from .marked import marked_calls
 from .source import Source, Steps, parsed, place_of
 
@@ -29,31 +31,35 @@ def _call(source: Source, calls: Calls) -> Steps[Call | None]:
     function = None if end is None else _FUNCTION.fullmatch(source.rest, 0, end)
     if end is None or function is None:
         return None
-    properties = calls.schemas.get(function[1], {}).get("properties")
-    arguments = _arguments(function[2], properties if isinstance(properties, dict) else {})
+    arguments = _arguments(function[2], calls.schemas.get(function[1], {}))
     if arguments is None:
         return None
     source.take(end + len(FUNCTION_END))
     return function[1], arguments
 
 
-def _arguments(text: str, properties: Mapping[str, Any]) -> dict[str, Any] | None:
+def _arguments(text: str, schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """The parameters that the text is made of; None if there is anything else in it."""
+    properties = schema.get("properties")
+    kinds = functools.cache(
+        lambda name: kinds_of(properties.get(name) if isinstance(properties, dict) else None, schema)
+    )
     found, place = {}, len(text) - len(text.lstrip())
     while place < len(text):
         parameter = _PARAMETER.match(text, place)
         if parameter is None:
             return None
-        found[parameter[1]] = _value(parameter[2], properties.get(parameter[1]))
+        found[parameter[1]] = _value(parameter[2], kinds(parameter[1]))
         place = parameter.end()
     return found
 
 
-def _value(text: str, schema: object) -> Any:
-    """What the text stands for, by its schema; the text itself where it is to be a string, or spells nothing else."""
-    kind = schema.get("type", "string") if isinstance(schema, dict) else "string"
-    if kind == "string":
+def _value(text: str, kinds: Collection[str]) -> Any:
+    """What the text stands for, if it may be of these kinds; the text itself where it spells none but a string."""
+    if kinds in (ALL, {"string"}):
         return text
-    text = text.strip()
-    value = parsed(text.lower() if kind == "boolean" else text)
-    return text if value is None and text != "null" else value
+    spelled = text.strip()
+    value = parsed(spelled.lower() if "boolean" in kinds and spelled.lower() in ("true", "false") else spelled)
+    if value is None and spelled != "null":
+        return text
+    return text if "string" in kinds and kind_of(value) not in {*kinds} - {"string"} else value
