@@ -74,10 +74,13 @@ class Flight:
 
     @property
     def num_batch(self) -> float:
-        """Lines of batches, as far as they are work: what shares another's run is next to none."""
+        """Lines of batches, as far as they are work: what shares another's run is next to none.
+
+        Those that have ended count until they are taken, or a quick engine would be given ever more.
+        """
         num_runs = len(self._runs) - self.num_interactive
         num_lines = len(self._lines) - self.num_interactive
-        return num_runs + (num_lines - num_runs) * TWIN_SHARE
+        return num_runs + len(self._ended) + (num_lines - num_runs) * TWIN_SHARE
 
     @property
     def num_inside(self) -> int:
@@ -85,9 +88,9 @@ class Flight:
         return len(self._inside)
 
     @property
-    def has_ended_lines(self) -> bool:
-        """Whether `take` has something to give without any output."""
-        return bool(self._ended_first or self._ended)
+    def num_ended(self) -> int:
+        """Lines that `take` has to give without any output."""
+        return len(self._ended_first) + len(self._ended)
 
     def add(self, shard: RunningShard | OnlineRequest, lines: Iterable[Prepared]) -> None:
         """Take on lines of a shard, or the one of an online request."""
@@ -120,8 +123,7 @@ class Flight:
                 continue  # Aborted meanwhile.
             if run.take(int(place), output):
                 self._note_ended(self._end(run, run.answer()))
-        number = min(MOST_ENDED, len(self._ended_first) + len(self._ended))
-        return [(self._ended_first or self._ended).popleft() for _ in range(number)]
+        return [(self._ended_first or self._ended).popleft() for _ in range(min(MOST_ENDED, self.num_ended))]
 
     def expire(self) -> list[Flying]:
         """Give up the lines that have had their time in the engine."""

@@ -192,7 +192,7 @@ class PressrunWorker(RqDesk):
     def _hear_engine(self) -> None:
         busy, tokens = len(self.flight) > 0, 0
         tick = min(TICK_S, self.backend.settings.commit_interval_s / 2)
-        heard = self.keeper.hear(0.0 if self.flight.has_ended_lines else tick)
+        heard = self.keeper.hear(0.0 if self.flight.num_ended else tick)
         for flying in heard.complete:
             outputs = flying.outputs
             for output in () if flying.is_twin else outputs:

@@ -6,7 +6,7 @@ import pytest
 
 from pressrun.engine.request import URGENT, Output
 from pressrun.jobs.live import Call
-from pressrun.workers.flight import Flight
+from pressrun.workers.flight import MOST_ENDED, Flight
 from pressrun.workers.online import OnlineRequest
 
 from .inbox import Inbox, names, prepared, shard, streamed
@@ -152,7 +152,7 @@ def test_when_the_engine_dies_a_stream_that_was_heard_ends_and_all_others_run_ag
     flight.take([Output(id=next(iter(inbox.requests)), token_ids=[1])])
     inbox.requests.clear()
     assert flight.engine_died() == []
-    assert flight.has_ended_lines
+    assert flight.num_ended
     assert [(line.prepared.line.custom_id, line.error) for line in flight.take([])] == [("a", "engine_crashed")]
     answered = []
     while len(flight):
@@ -168,3 +168,14 @@ def test_a_stream_that_nobody_waits_for_is_aborted(flight: Flight, inbox: Inbox)
     assert len(inbox.requests) == 3
     flight.drop(listener.request)
     assert (inbox.requests, len(flight), flight.weight) == ({}, 0, 0.0)
+
+
+def test_lines_that_have_ended_are_in_hand_until_they_are_taken(flight: Flight, inbox: Inbox) -> None:
+    flight.add(shard(), prepared(*map(str, range(3 * MOST_ENDED))))
+    flight.pump()
+    assert flight.num_batch == 3 * MOST_ENDED
+    assert len(flight.take(inbox.answer_all())) == MOST_ENDED
+    assert (flight.num_batch, flight.num_ended) == (2 * MOST_ENDED, 2 * MOST_ENDED)
+    flight.take([])
+    flight.take([])
+    assert flight.num_batch == 0

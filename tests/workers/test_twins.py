@@ -105,11 +105,11 @@ def test_a_later_twin_is_answered_without_the_engine(flight: Flight, inbox: Inbo
     flight.pump()
     flight.take(inbox.answer_all())
     flight.add(shard(1), same(1))
-    assert flight.has_ended_lines
+    assert flight.num_ended
     flight.pump()
     (late,) = flight.take([])
     assert (inbox.requests, late.is_twin, late.outputs[0].token_ids) == ({}, True, [1])
-    assert not flight.has_ended_lines
+    assert not flight.num_ended
 
 
 def test_other_batches_and_jobs_share_nothing(flight: Flight, inbox: Inbox) -> None:
@@ -150,7 +150,7 @@ def test_a_great_many_twins_end_in_portions(flight: Flight, inbox: Inbox) -> Non
     flight.add(shard(), same(2 * MOST_ENDED + 1))
     flight.pump()
     sizes = [len(flight.take(inbox.answer_all()))]
-    while flight.has_ended_lines:
+    while flight.num_ended:
         sizes.append(len(flight.take([])))
     assert sizes == [MOST_ENDED, MOST_ENDED, 1]
 
