@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -182,8 +183,9 @@ class Settled(EchoEngine):
 
 
 def test_the_engine_is_not_stopped_for_garbage_to_be_looked_for_among_all_that_was_loaded(
-    make: Callable[..., EngineProcess],
+    make: Callable[..., EngineProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))  # Where its process is to find `Settled`.
     engine = make(Settled)
     until_up(engine)
     engine.add([request("a")])

@@ -86,8 +86,8 @@ def test_jobs_run_by_priority_and_then_by_arrival(farm: Any) -> None:
 
     farm.until(all_ended)
     in_order = [job.id for job, _ in sorted(jobs, key=lambda one: -one[1])]
-    # Two are in hand at once, and may change places there.
-    assert all(abs(place - in_order.index(job)) <= 1 for place, job in enumerate(ended))
+    # Two are in hand at once, and the end of one may be seen late. By arrival alone the most urgent would be fifth.
+    assert all(abs(place - in_order.index(job)) <= 2 for place, job in enumerate(ended))
 
 
 def test_several_choices_of_several_prompts_come_back_in_their_places(farm: Any) -> None:
