@@ -118,12 +118,12 @@ def named_checks() -> dict[str, Callable[[], None]]:
         (1000, torch.bfloat16),
     ):
         found[f"sample-{vocab_size}-{dtype}"] = partial(
-            sampling_checks.check_sample, draw, 24, vocab_size, dtype, "cpu", twin=reference_sample.sample
+            sampling_checks.check_sample, draw, 14, vocab_size, dtype, "cpu", twin=reference_sample.sample
         )
     # Of which the list of what reaches the floor has to be made again, or has no room.
     crowded = partial(triton_sample.sample, block_v=512, most_listed=32)
     found["sample-crowded"] = partial(
-        sampling_checks.check_sample, crowded, 24, 1000, torch.bfloat16, "cpu", twin=reference_sample.sample
+        sampling_checks.check_sample, crowded, 14, 1000, torch.bfloat16, "cpu", twin=reference_sample.sample
     )
     found["sample-noise"] = partial(sampling_checks.check_noise_words, triton_noise.noise_words, "cpu")
     return found
