@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.compiling import compiling
-from ..kernels.paged_attention import SharedPrefixes
+from ..kernels.paged_attention import SharedPrefixes, find_prefills
 from ..kernels.step_inputs import StepInputs, step_inputs
 from .allowed import Allowed
 from .errors import OutOfMemory
@@ -331,6 +331,7 @@ class Runner:
             last=inputs.last_Q,
             max_query_len=max_query_len,
             shared=shared if shared.levels else None,
+            prefills=None if max_query_len == 1 else find_prefills(inputs.query_starts_Q1),
             before_layer=before_layer,
         )
         return self._model.forward(inputs.token_ids_P, step, self._kv)

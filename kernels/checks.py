@@ -207,6 +207,18 @@ def check_step_inputs(step_inputs: Kernel, lengths: list[int], page_size: int, p
         assert actual.tolist() == values
 
 
+def check_prefills(find: Kernel, lengths: list[int], device: str) -> None:
+    """Check which of the rows with so many queries are found to have more than one."""
+    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32, device=device)
+    with poisoned_memory():
+        rows_S, starts_S1, count = find(starts)
+    assert all(x.dtype == torch.int32 for x in (rows_S, starts_S1, count))
+    rows = [row for row, length in enumerate(lengths) if length > 1]
+    assert count.tolist() == [len(rows)]
+    assert rows_S[: len(rows)].tolist() == rows
+    assert starts_S1[: len(rows) + 1].tolist() == [sum(lengths[row] for row in rows[:n]) for n in range(len(rows) + 1)]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionCase:
     """A call of paged_attention: the model's shape, and each row's (query tokens, context tokens)."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .reference import paged_attention as reference
+from .reference import prefills as reference_prefills
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,27 @@ class SharedPrefixes:
     own_first_keys: Tensor  # [S]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prefills:
+    """A step's rows that have more than one query, found once for all of a model's layers. All int32."""
+
+    rows_S: Tensor  # in order, so many as there are
+    starts_S1: Tensor  # how many queries those before each have together; the sum of all behind the last
+    count: Tensor  # [1]
+
+
+def find_prefills(query_starts_S1: Tensor) -> Prefills:
+    """Find them among the rows whose queries these starts delimit; on a GPU nothing is read back to the host."""
+    if query_starts_S1.is_cuda:
+        from . import triton_prefills
+
+        find: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = triton_prefills.find_prefills
+    else:
+        find = reference_prefills.find_prefills
+    rows_S, starts_S1, count = find(query_starts_S1)
+    return Prefills(rows_S=rows_S, starts_S1=starts_S1, count=count)
+
+
 def paged_attention(
     q_THD: Tensor,
     k_pages_PGBD: Tensor,
@@ -54,6 +76,7 @@ def paged_attention(
     max_query_len: int | None = None,
     rows_S: Tensor | None = None,
     shared: SharedPrefixes | None = None,
+    prefills: Prefills | None = None,
 ) -> Tensor:
     """Return out_THD, causal grouped-query attention of each row's queries over that row's pages.
 
@@ -68,7 +91,8 @@ def paged_attention(
 
     On a GPU nothing is read back to the host, so the launch can be captured in a CUDA graph, and the contents of all
     tensors changed between replays. A hint, which must hold for the values on the device (in a graph: at every replay),
-    saves work there: `max_query_len` ≥ the longest row of queries (1: decodes only).
+    saves work there: `max_query_len` ≥ the longest row of queries (1: decodes only). `prefills`, if given, are those
+    of `query_starts_S1`; without them each call finds them.
     """
     if q_THD.is_cuda:
         from . import triton_paged_attention
@@ -88,4 +112,5 @@ def paged_attention(
         max_query_len=max_query_len,
         rows_S=rows_S,
         shared=shared,
+        prefills=prefills,
     )

@@ -17,6 +17,8 @@ from .triton_device import num_processors
 PROGRAMS_PER_PROCESSOR = 4
 # … but no program is given fewer keys than this, unless its row has no more.
 MIN_SPLIT_KEYS = 256
+# A step of so many tokens for each of its rows is nearly all prefill.
+PREFILL_TOKENS_A_ROW = 32
 # Each part of a shared prefix costs a float32 result for every row.
 MAX_SHARED_PARTS = 8
 
@@ -67,3 +69,15 @@ def num_splits(programs: int, longest_context: int, device: torch.device) -> int
 def num_shared_parts(programs: int, longest_context: int, device: torch.device) -> int:
     """Into how many parts a shared prefix's keys are cut where all rows are in full tiles of one group."""
     return max(1, min(num_processors(device) // programs, longest_context // MIN_SPLIT_KEYS, MAX_SHARED_PARTS))
+
+
+def long_programs(tiles: int, tokens: int, rows: int, device: torch.device) -> tuple[int, bool]:
+    """How many programs take the tiles of prefills, of which there are at most so many; whether each takes several.
+
+    Beside decodes there is one program for each multiprocessor: that leaves decodes room, and no others need be
+    launched only to find that there is no tile for them. Where a step is nearly all prefill, a program takes one tile,
+    so that a multiprocessor that is done early is given the next.
+    """
+    if tokens >= PREFILL_TOKENS_A_ROW * rows:
+        return tiles, False
+    return min(tiles, num_processors(device)), True

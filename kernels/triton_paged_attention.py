@@ -2,9 +2,10 @@
 """Launches the Triton kernels behind `kernels/paged_attention.py`.
 
 Rows whose queries fit one small tile (decodes) are `triton_attention_short.py`'s, all others (prefills)
-`triton_attention_long.py`'s, and what decodes share is first `triton_attention_shared.py`'s. The kernels run over a
-grid that shapes alone decide, and a program that finds its row to be another's leaves at once: nothing is read back to
-the host, and the launches can be captured in a CUDA graph.
+`triton_attention_long.py`'s, and what decodes share is first `triton_attention_shared.py`'s. The kernels run over
+grids that shapes alone decide, whose programs find their work, or none, on the device: nothing is read back to the
+host, and the launches can be captured in a CUDA graph. A prefill's last queries go through many keys one after another
+and leave much of the device to others, so prefills run beside decodes.
 
 Legend: T tokens, S rows (sequences), H query heads, G kv heads, D head size, P pages, B tokens a page,
 R lines of the page table, N pages a line.
@@ -19,12 +20,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import triton_attention_tiling as tilings
-from .paged_attention import SharedPrefixes
+from .paged_attention import Prefills, SharedPrefixes, find_prefills
 from .triton_attention_long import long_kernel
 from .triton_attention_shared import shared_kernel
 from .triton_attention_short import merge_kernel, short_kernel
 from .triton_attention_tiling import Tiling
 from .triton_compiling import launcher
+from .triton_device import aside
 
 
 def paged_attention(
@@ -40,6 +42,7 @@ def paged_attention(
     max_query_len: int | None = None,
     rows_S: Tensor | None = None,
     shared: SharedPrefixes | None = None,
+    prefills: Prefills | None = None,
     num_splits: int | None = None,
     num_shared_parts: int | None = None,
 ) -> Tensor:
@@ -93,10 +96,14 @@ def paged_attention(
     )
     short = tilings.short_tiling(repeats, block_d, k_pages_PGBD.dtype)
     long = tilings.long_tiling(repeats, block_d, q_THD.dtype)
+    wait_for_long = None
+    if max_query_len is None or max_query_len * repeats > short.block_m:
+        found = prefills or find_prefills(query_starts_S1)
+        wait_for_long = aside(q_THD.device, lambda: _launch_long(call, long, short.block_m, found))
     parts = None if shared is None else _launch_shared(call, shared, long, num_shared_parts)
     _launch_short(call, short, num_splits, shared, parts)
-    if max_query_len is None or max_query_len * repeats > short.block_m:
-        _launch_long(call, long, short.block_m)
+    if wait_for_long is not None:
+        wait_for_long()
     return out_THD
 
 
@@ -214,22 +221,26 @@ def _launch_short(
         )
 
 
-def _launch_long(call: _Call, tiling: Tiling, short_m: int) -> None:
-    num_tokens, repeats = call.out.shape[0], call.constants["REPEATS"]
-    block_q, min_q = tiling.block_m // repeats, short_m // repeats + 1
-    by_rows, by_tokens = num_tokens // block_q + call.num_rows, num_tokens * (block_q + min_q) // (block_q * min_q)
-    num_tiles = min(by_rows, by_tokens)
-    if not num_tiles:
+def _launch_long(call: _Call, tiling: Tiling, short_m: int, prefills: Prefills) -> None:
+    num_tokens = call.out.shape[0]
+    # Each row, of two queries at least, has room for one tile that is partly filled.
+    most_tiles = num_tokens // (tiling.block_m // call.constants["REPEATS"]) + min(call.num_rows, num_tokens // 2)
+    if not most_tiles:
         return
-    launcher(long_kernel, (num_tiles * call.num_kv_heads,))(
+    num_programs, persistent = tilings.long_programs(
+        most_tiles * call.num_kv_heads, num_tokens, call.num_rows, call.out.device
+    )
+    launcher(long_kernel, (num_programs,))(
         *call.inputs,
         call.out,
+        prefills.rows_S,
+        prefills.starts_S1,
+        prefills.count,
         *call.descriptors(tiling),
         call.scale_log2,
         call.window or 0,
-        call.num_rows,
         *call.strides,
         **call.options(tiling),
         SHORT_M=short_m,
-        BY_TOKENS=by_tokens < by_rows,
+        PERSISTENT=persistent,
     )

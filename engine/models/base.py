@@ -12,7 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ...kernels.paged_attention import SharedPrefixes, paged_attention
+from ...kernels.paged_attention import Prefills, SharedPrefixes, paged_attention
 from ...kernels.rotate_and_write import rotate_and_write
 from ..linear import Slot
 
@@ -30,6 +30,7 @@ class StepTensors:
     last: Tensor  # [S] each row's last token
     max_query_len: int | None  # of any row; None: it may be any
     shared: SharedPrefixes | None
+    prefills: Prefills | None = None  # of these query_starts; None: not looked for
     # Called with a layer's number before it is computed, but for the first.
     before_layer: Callable[[int], None] | None = None
 
@@ -104,4 +105,5 @@ def attend(
         max_query_len=step.max_query_len,
         rows_S=step.rows,
         shared=step.shared,
+        prefills=step.prefills,
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..paged_attention import SharedPrefixes
+    from ..paged_attention import Prefills, SharedPrefixes
 
 # Keys of one group of decode rows; values take as much again. Measured on a 2-core EPYC: fewer bytes cost more calls,
 # more of them fall out of the cache.
@@ -38,10 +38,11 @@ def paged_attention(
     max_query_len: int | None = None,
     rows_S: Tensor | None = None,
     shared: SharedPrefixes | None = None,
+    prefills: Prefills | None = None,
 ) -> Tensor:
     """Return out_THD; `kernels/paged_attention.py` says what each argument is.
 
-    The hint is not needed here, and what is `shared` changes no result, so it is not looked at.
+    The hint and the prefills are not needed here, and what is `shared` changes no result, so it is not looked at.
     """
     starts, contexts = query_starts_S1.tolist(), context_lens_S.tolist()
     lines = range(len(contexts)) if rows_S is None else rows_S.tolist()

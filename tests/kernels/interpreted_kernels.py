@@ -22,6 +22,7 @@ from pressrun.kernels import (
     triton_gated_product,
     triton_noise,
     triton_paged_attention,
+    triton_prefills,
     triton_rms_norm,
     triton_rotate_and_write,
     triton_sample,
@@ -89,6 +90,10 @@ def named_checks() -> dict[str, Callable[[], None]]:
     for padding in (0, 9):
         found[f"step_inputs-{padding}"] = partial(
             checks.check_step_inputs, triton_step_inputs.step_inputs, [3, 1, 300, 17, 1], 16, padding, "cpu"
+        )
+    for lengths in ([0, 2, 0], [1] * 1030 + [9, 1, 300]):
+        found[f"prefills-{len(lengths)}"] = partial(
+            checks.check_prefills, triton_prefills.find_prefills, lengths, "cpu"
         )
     decodes = AttentionCase(num_heads=8, num_kv_heads=1, head_size=32, rows=((1, 40), (2, 90), (0, 0), (1, 16)))
     found["attention-decodes-only"] = partial(

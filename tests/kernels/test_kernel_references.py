@@ -16,6 +16,7 @@ from pressrun.kernels import (
 )
 from pressrun.kernels.checks import AttentionCase, RotateCase
 from pressrun.kernels.reference import paged_attention as reference
+from pressrun.kernels.reference import prefills as reference_prefills
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -154,3 +155,8 @@ STEPS = ([1], [1] * 40, [3, 1, 300, 17, 1])
 @pytest.mark.parametrize("lengths", STEPS)
 def test_a_steps_inputs_follow_from_its_plan(lengths: list[int], padding: int) -> None:
     checks.check_step_inputs(step_inputs.step_inputs, lengths, 16, padding, "cpu")
+
+
+@pytest.mark.parametrize("lengths", [*STEPS, [0, 2, 0], [1, 7] * 20])
+def test_prefills_are_the_rows_of_more_than_one_query(lengths: list[int]) -> None:
+    checks.check_prefills(reference_prefills.find_prefills, lengths, "cpu")

@@ -14,8 +14,10 @@ from pressrun.kernels import (
     sampling_checks,
     silu_mul,
     step_inputs,
+    triton_attention_tiling,
     triton_noise,
     triton_paged_attention,
+    triton_prefills,
 )
 from pressrun.kernels.checks import AttentionCase, RotateCase
 from pressrun.kernels.compiling import compiling
@@ -251,6 +253,21 @@ def test_attention_is_captured_in_a_graph_and_replayed_with_other_lengths(cuda: 
             k, v = inputs.keys[row][:context], inputs.values[row][:context]
             exact = checks.dense_attention(q_THD[row : row + 1], k, v, 0.1, None)
             checks.assert_close(out_THD[row : row + 1], exact, f"row {row}, {context} keys")
+
+
+@pytest.mark.parametrize("lengths", [[1], [0, 2, 0], [1, 7] * 20, [1] * 1030 + [9, 1, 300], [2] * 2048])
+def test_prefills_are_the_rows_of_more_than_one_query(lengths: list[int], cuda: str) -> None:
+    checks.check_prefills(triton_prefills.find_prefills, lengths, cuda)
+
+
+@pytest.mark.parametrize("tokens_a_row", [0, 1 << 30])
+def test_prefills_have_a_program_for_each_tile_or_share_some(
+    tokens_a_row: int, cuda: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_attention_tiling, "PREFILL_TOKENS_A_ROW", tokens_a_row)
+    rows = (*((3 + 61 * i % 400, 400 + i) for i in range(60)), (1, 900), (0, 5), (700, 2000))
+    case = AttentionCase(num_heads=32, num_kv_heads=8, head_size=128, page_size=64, rows=rows)
+    checks.check_attention(paged_attention.paged_attention, case, torch.bfloat16, cuda)
 
 
 @pytest.mark.parametrize("padding", [0, 9])

@@ -30,7 +30,8 @@ def outcomes() -> dict[str, str | None]:
 
 
 @pytest.mark.parametrize(
-    "kernel", ["rms_norm", "silu_mul", "gated_product", "rotate_and_write", "sample", "step_inputs", "attention"]
+    "kernel",
+    ["rms_norm", "silu_mul", "gated_product", "rotate_and_write", "sample", "step_inputs", "prefills", "attention"],
 )
 def test_interpreted_kernel_matches_the_formula(kernel: str, outcomes: dict[str, str | None]) -> None:
     of_kernel = {name: error for name, error in outcomes.items() if name.startswith(kernel)}
