@@ -1,7 +1,8 @@
 # mypy: ignore-errors
 """What launches need of a device: how wide it is, and a second stream. Knows no kernel."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -13,19 +14,24 @@ def num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def aside(device: torch.device, launch: Callable[[], None]) -> Callable[[], None]:
-    """Launch behind all that this stream was given so far, and beside what it is given from now on.
+@contextmanager
+def beside(device: torch.device, launch: Callable[[], None]) -> Iterator[None]:
+    """Launch behind all that this stream was given so far, and beside what it is given inside the block.
 
-    Returns what makes the stream wait for it, to be called before anybody needs it. May be captured in a CUDA graph.
+    What follows the block waits for both. May be captured in a CUDA graph.
     """
     if device.type != "cuda":
         launch()
-        return lambda: None
+        yield
+        return
     stream, other = torch.cuda.current_stream(device), _second_stream(device)
     other.wait_stream(stream)
-    with torch.cuda.stream(other):
-        launch()
-    return lambda: stream.wait_stream(other)
+    try:
+        with torch.cuda.stream(other):
+            launch()
+        yield
+    finally:  # Or memory that the one stream frees might be written to by the other.
+        stream.wait_stream(other)
 
 
 @cache

@@ -11,6 +11,7 @@ Legend: T tokens, S rows (sequences), H query heads, G kv heads, D head size, P 
 R lines of the page table, N pages a line.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import e, log2
 
@@ -26,7 +27,7 @@ from .triton_attention_shared import shared_kernel
 from .triton_attention_short import merge_kernel, short_kernel
 from .triton_attention_tiling import Tiling
 from .triton_compiling import launcher
-from .triton_device import aside
+from .triton_device import beside
 
 
 def paged_attention(
@@ -96,14 +97,12 @@ def paged_attention(
     )
     short = tilings.short_tiling(repeats, block_d, k_pages_PGBD.dtype)
     long = tilings.long_tiling(repeats, block_d, q_THD.dtype)
-    wait_for_long = None
-    if max_query_len is None or max_query_len * repeats > short.block_m:
-        found = prefills or find_prefills(query_starts_S1)
-        wait_for_long = aside(q_THD.device, lambda: _launch_long(call, long, short.block_m, found))
-    parts = None if shared is None else _launch_shared(call, shared, long, num_shared_parts)
-    _launch_short(call, short, num_splits, shared, parts)
-    if wait_for_long is not None:
-        wait_for_long()
+    with ExitStack() as others:
+        if max_query_len is None or max_query_len * repeats > short.block_m:
+            found = prefills or find_prefills(query_starts_S1)
+            others.enter_context(beside(q_THD.device, lambda: _launch_long(call, long, short.block_m, found)))
+        parts = None if shared is None else _launch_shared(call, shared, long, num_shared_parts)
+        _launch_short(call, short, num_splits, shared, parts)
     return out_THD
 
 
