@@ -129,7 +129,7 @@ def _history(row: int, vocab_size: int) -> History:
     kinds = (
         History([], []),
         History(some, []),
-        History(some, [vocab_size // 2] * 30000),
+        History(some, [vocab_size // 2] * 3000),
         History([vocab_size - 1], [vocab_size - 1, *some]),
         History(list(range(0, vocab_size, max(2, vocab_size // 500))), some + some[::2]),
     )

@@ -288,8 +288,10 @@ def test_draws_match_the_textbook_and_depend_on_nothing_beside_them(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("counts", [torch.int16, torch.int32])
-@pytest.mark.parametrize(("num_draws", "vocab_size"), [(500, 63), (500, 1000), (100, 49152), (60, 151936)])
+@pytest.mark.parametrize(
+    ("num_draws", "vocab_size", "counts"),
+    [(500, 63, torch.int32), (500, 1000, torch.int16), (100, 49152, torch.int16), (60, 151936, torch.int32)],
+)
 def test_draws_with_penalties_are_those_from_changed_logits_and_are_noted(
     num_draws: int, vocab_size: int, counts: torch.dtype, dtype: torch.dtype, cuda: str
 ) -> None:
