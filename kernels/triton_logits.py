@@ -104,13 +104,17 @@ def logits_at(line, ids_V, counts_V):
 def _penalised(penalties, x_V, ids_V, counts_V):
     marks_V = tl.load(penalties.marks_ptr + ids_V // 16, mask=counts_V, other=0) >> (ids_V % 16 * 2)
     generated_V = (marks_V & 2) != 0
-    less_V = x_V * penalties.repetition
-    repeated_V = tl.where(x_V > 0, _divided(x_V, penalties.repetition, penalties.inverse), less_V)
-    x_V = tl.where((marks_V & 1) != 0, repeated_V, x_V)
+    # Most rows ask for one of the three; the whole program takes the same way.
+    if penalties.repetition != 1:
+        divided_V = _divided(x_V, penalties.repetition, penalties.inverse)
+        repeated_V = tl.where(x_V > 0, divided_V, x_V * penalties.repetition)
+        x_V = tl.where((marks_V & 1) != 0, repeated_V, x_V)
     if penalties.frequency != 0:
         times_V = tl.load(penalties.counts_ptr + ids_V, mask=counts_V & generated_V, other=0).to(tl.float32)
         x_V = tl.fma(-penalties.frequency, times_V, x_V)
-    return tl.where(generated_V, x_V - penalties.presence, x_V)
+    if penalties.presence != 0:
+        x_V = tl.where(generated_V, x_V - penalties.presence, x_V)
+    return x_V
 
 
 @triton.jit
