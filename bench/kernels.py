@@ -15,12 +15,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pressrun.bench.ceilings import copy_gbps, graph_milliseconds, matmul_tflops
 from pressrun.kernels import checks, gated_product, paged_attention, rms_norm, rotate_and_write, sample, silu_mul
 from pressrun.kernels.paged_attention import SharedLevel, SharedPrefixes
+from pressrun.kernels.penalties import PenaltyRows, marks_of
 from pressrun.kernels.reference import gated_product as reference_gated_product
 from pressrun.kernels.reference import paged_attention as reference_paged_attention
 from pressrun.kernels.reference import rms_norm as reference_rms_norm
@@ -160,7 +162,8 @@ def bench_rotate_and_write(bench: Bench, model: Model, num_tokens: int, normed: 
 def bench_sample(bench: Bench, num_rows: int, vocab_size: int) -> None:
     """Drawing one token of each row; bytes are those of one pass over the logits, however many there are.
 
-    Probabilities fall with the rank's power of -1.4, as those of words in a text do, with tokens in any order.
+    Probabilities fall with the rank's power of -1.4, as those of words in a text do, with tokens in any order. Each
+    kind is also drawn with penalties, by repetition alone and by all three.
     """
     ranks = torch.stack([torch.randperm(vocab_size, device="cuda") for _ in range(num_rows)]).float() + 1
     logits = (20 - 1.4 * ranks.log()).to(DTYPE) + 0.3 * _randn(num_rows, vocab_size)
@@ -178,11 +181,36 @@ def bench_sample(bench: Bench, num_rows: int, vocab_size: int) -> None:
             top_k_R=torch.full((num_rows,), top_k, dtype=torch.int32, device="cuda"),
             seed_R2=torch.randint(0, 2**31 - 1, (num_rows, 2), dtype=torch.int32, device="cuda"),
         )
-        run = partial(sample.sample, logits, rows, rows, params)
-        same = float((run() == reference_sample.sample(logits, rows, rows, params)).float().mean())
-        # Only rounding sets the two apart, where two tokens or a limit and a token are as good as equal.
-        assert same > 0.98, f"sample, {kind}: {1 - same:.1%} of the tokens are others"
-        bench.bytes_moved("sample", f"{num_rows} × {vocab_size}, {kind}", logits.nbytes, run)
+        for name, strengths in (
+            (kind, None),
+            (f"{kind}, penalised", (0.0, 0.0, 1.1)),
+            (f"{kind}, penalised thrice", (0.4, 0.2, 1.1)),
+        ):
+            # Each notes what it draws, so the reference has its own.
+            penalties, its_own = (
+                None if strengths is None else _penalties(num_rows, vocab_size, strengths) for _ in range(2)
+            )
+            expected = reference_sample.sample(logits, rows, rows, params, penalties=its_own)
+            run = partial(sample.sample, logits, rows, rows, params, penalties=penalties)
+            same = float((run() == expected).float().mean())
+            # Only rounding sets the two apart, where two tokens or a limit and a token are as good as equal.
+            assert same > 0.98, f"sample, {name}: {1 - same:.1%} of the tokens are others"
+            bench.bytes_moved("sample", f"{num_rows} × {vocab_size}, {name}", logits.nbytes, run)
+
+
+def _penalties(num_rows: int, vocab_size: int, strengths: tuple[float, float, float]) -> PenaltyRows:
+    """Of rows with prompts of 500 tokens that have generated 250, always the same."""
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(0, vocab_size, (num_rows, 750), dtype=np.int32)
+    marks = np.stack([marks_of(row[:500], row[500:], vocab_size) for row in tokens])
+    generated = torch.from_numpy(tokens[:, 500:].astype(np.int64)).cuda()
+    counts = torch.zeros(num_rows, vocab_size, dtype=torch.int32, device="cuda")
+    return PenaltyRows(
+        strengths_R3=torch.tensor(strengths, device="cuda").repeat(num_rows, 1),
+        marks_RM=torch.from_numpy(marks).cuda(),
+        slots_R=torch.arange(num_rows, dtype=torch.int32, device="cuda"),
+        counts_CV=counts.scatter_add_(1, generated, torch.ones_like(generated, dtype=torch.int32)),
+    )
 
 
 def bench_attention(

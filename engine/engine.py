@@ -67,7 +67,8 @@ class Engine:
         sizes = choose_sizes(config, loaded)
         kv = make_pages(config, loaded, sizes)
         num_rows = sizes.num_rows
-        sampler = Sampler(num_rows, loaded.config.vocab_size, loaded.eos_token_ids, loaded.device)
+        max_len, vocab_size = loaded.max_model_len, loaded.config.vocab_size
+        sampler = Sampler(num_rows, vocab_size, max_len, loaded.eos_token_ids, loaded.device)
         self._rows = Rows(num_rows, loaded.max_model_len, sizes.page_size)
         self._runner = Runner(
             model=loaded.model,

@@ -16,6 +16,7 @@ from .config import EngineConfig
 from .errors import OutOfMemory
 from .loading import Loaded
 from .models.base import KVPages, StepTensors
+from .penalties import mark_bytes
 
 GIB = 1 << 30
 
@@ -169,7 +170,7 @@ def _measure_peak(config: EngineConfig, loaded: Loaded, layout: _Layout, sizes: 
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - num_pages * layout.page_bytes
     captured = _captured_bytes(loaded, sizes, torch.cuda.max_memory_allocated(device) - before)
-    row_bytes = num_columns * 4
+    row_bytes = num_columns * 4 + mark_bytes(loaded.config.vocab_size)
     del kv, hidden_SE, logits_SV, step
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)

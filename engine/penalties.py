@@ -1,80 +1,96 @@
-"""Presence, frequency and repetition penalties, for the rows that ask for them.
+"""Presence, frequency and repetition penalties by row: what a draw with them goes by (`kernels/penalties.py`).
 
-Counts of tokens take V numbers a row, so they are kept only for such rows, in slots that are handed out as needed.
-Knows nothing of temperature or of drawing. n rows that ask, V vocabulary, C slots.
+Marks take a quarter of a byte for each row and token; there is room for all from the start, and the plan of memory
+(`memory.py`) knows of it. Counts take eight times that, but only frequency needs them: they are in slots that are
+handed out to the rows that ask for it, and made as they are needed. Where there is no memory for them the step fails,
+as for any other lack of memory. What is drawn is noted on the device, by the draw. Knows nothing of temperature or of
+drawing.
+
+R rows, V vocabulary, M words of marks, C slots.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from .pages import IntArray
+from ..kernels.penalties import PenaltyRows, marks_of, num_mark_words
+from .request import SamplingParams
 from .sequence import Sequence
 from .transfer import upload
 
+NO_SLOT = -1
+NOTHING = (0.0, 0.0, 1.0)
+
+
+def mark_bytes(vocab_size: int) -> int:
+    """Of one row's marks."""
+    return num_mark_words(vocab_size) * torch.int32.itemsize
+
 
 class Penalties:
-    """Token counts and penalties by row. `open` when a sequence gets a row, then `apply` and `count` each step."""
+    """`open` when a sequence gets a row; then draw with `rows`, which are its tokens' penalties from then on."""
 
-    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, num_rows: int, vocab_size: int, max_len: int, device: torch.device) -> None:
         self.asks_R: npt.NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
-        self._slot_R = np.zeros(num_rows, np.int64)
+        self._slot_R = np.full(num_rows, NO_SLOT, np.int64)
         self._free: list[int] = []
-        self._device = device
-        self._in_prompt_CV = torch.zeros(0, vocab_size, dtype=torch.bool, device=device)
-        self._generated_CV = torch.zeros(0, vocab_size, dtype=torch.int32, device=device)
-        # Presence, frequency, repetition.
-        self._strengths_R3 = torch.zeros(num_rows, 3, device=device)
+        self._vocab_size, self._device = vocab_size, device
+        # As in the sampler, the last row is nobody's.
+        num_rows += 1
+        # Of a sequence of this length no token is counted more often than it says.
+        counts = torch.int16 if max_len <= torch.iinfo(torch.int16).max else torch.int32
+        self.rows = PenaltyRows(
+            strengths_R3=torch.tensor(NOTHING, device=device).repeat(num_rows, 1),
+            marks_RM=torch.zeros(num_rows, num_mark_words(vocab_size), dtype=torch.int32, device=device),
+            slots_R=torch.full((num_rows,), NO_SLOT, dtype=torch.int32, device=device),
+            counts_CV=torch.zeros(0, vocab_size, dtype=counts, device=device),
+        )
 
     def open(self, sequence: Sequence, row: int) -> None:
-        """Start counting for the row's new sequence, if it asks; its tokens so far are counted at once."""
-        if self.asks_R[row]:
-            self._free.append(int(self._slot_R[row]))
-            self.asks_R[row] = False
-        params = sequence.request.params
-        strengths = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)
-        if strengths == (0.0, 0.0, 1.0):
+        """Take over what the row's new sequence asks, if it does; its tokens so far are noted at once."""
+        self._close(row)
+        strengths = _strengths(sequence.request.params)
+        if strengths == NOTHING:
             return
-        # There may be no memory for one: only a row that has a slot asks, and gives it back.
-        slot = self._slot_R[row] = self._free_slot()
+        prompt, generated = np.split(sequence.tokens, [sequence.num_prompt])
+        self.rows.marks_RM[row] = upload(marks_of(prompt, generated, self._vocab_size), self._device)
+        if sequence.request.params.frequency_penalty:
+            self._count(row, generated)
+        # Last, because there may be no memory for the others: only a row that has all of it asks.
+        self.rows.strengths_R3[row] = upload(np.array(strengths, np.float32), self._device)
         self.asks_R[row] = True
-        self._strengths_R3[row] = upload(np.array(strengths, np.float32), self._device)
-        tokens = upload(sequence.tokens.astype(np.int64), self._device)
-        prompt, generated = tokens[: sequence.num_prompt], tokens[sequence.num_prompt :]
-        self._in_prompt_CV[slot].zero_()[prompt] = True
-        ones = torch.ones_like(generated, dtype=torch.int32)
-        self._generated_CV[slot].zero_().scatter_add_(0, generated, ones)
 
-    def apply(self, logits_nV: Tensor, rows_n: IntArray) -> Tensor:
-        """Return penalised logits, float32. Order as in vLLM: repetition, then frequency, then presence."""
-        slots_n = upload(self._slot_R[rows_n], self._device)
-        strengths_n3 = self._strengths_R3[upload(rows_n, self._device)]
-        presence_n1, frequency_n1, repetition_n1 = strengths_n3.unsqueeze(2).unbind(1)
-        generated_nV = self._generated_CV[slots_n]
-        seen_nV = self._in_prompt_CV[slots_n] | (generated_nV > 0)
-        logits_nV = logits_nV.float()
-        repeated_nV = torch.where(logits_nV > 0, logits_nV / repetition_n1, logits_nV * repetition_n1)
-        logits_nV = torch.where(seen_nV, repeated_nV, logits_nV)
-        return logits_nV - frequency_n1 * generated_nV - presence_n1 * (generated_nV > 0)
+    def _close(self, row: int) -> None:
+        """Let the row ask for nothing, and give its slot back."""
+        if self.asks_R[row]:
+            self.rows.strengths_R3[row] = upload(np.array(NOTHING, np.float32), self._device)
+            self.asks_R[row] = False
+        if self._slot_R[row] != NO_SLOT:
+            self.rows.slots_R[row] = NO_SLOT
+            self._free.append(int(self._slot_R[row]))
+            self._slot_R[row] = NO_SLOT
 
-    def count(self, tokens_n: Tensor, rows_n: IntArray) -> None:
-        """Note one newly drawn token of each row."""
-        slots_n = upload(self._slot_R[rows_n], self._device)
-        self._generated_CV[slots_n, tokens_n] += 1
+    def _count(self, row: int, generated: npt.NDArray[np.int32]) -> None:
+        """Give the row a slot, and count these tokens there."""
+        slot = self._slot_R[row] = self._free_slot()
+        self.rows.slots_R[row] = int(slot)
+        ids, times = (upload(x.astype(np.int64), self._device) for x in np.unique(generated, return_counts=True))
+        counts_V = self.rows.counts_CV[slot].zero_()
+        counts_V[ids] = times.to(counts_V.dtype)
 
     def _free_slot(self) -> int:
         if not self._free:
-            old = len(self._in_prompt_CV)
-            more = max(4, old)
-            in_prompt_CV = torch.cat([self._in_prompt_CV, self._in_prompt_CV.new_zeros(more, *self._width)])
-            generated_CV = torch.cat([self._generated_CV, self._generated_CV.new_zeros(more, *self._width)])
-            self._in_prompt_CV, self._generated_CV = in_prompt_CV, generated_CV
+            old_CV = self.rows.counts_CV
+            old, more = len(old_CV), min(max(4, len(old_CV)), len(self.asks_R) - len(old_CV))
+            counts_CV = torch.cat([old_CV, old_CV.new_zeros(more, self._vocab_size)])
+            self.rows = replace(self.rows, counts_CV=counts_CV)
             self._free = list(range(old, old + more))
         return self._free.pop()
 
-    @property
-    def _width(self) -> tuple[int, ...]:
-        return tuple(self._in_prompt_CV.shape[1:])
+
+def _strengths(params: SamplingParams) -> tuple[float, float, float]:
+    return (params.presence_penalty, params.frequency_penalty, params.repetition_penalty)

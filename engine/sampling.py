@@ -1,8 +1,9 @@
 """Drawing the next token of every row from its logits, each row with its own parameters.
 
-The draw itself is `kernels/sample.py`, for all lines of a step at once and part of its graph. Constraints, penalties,
-masks and log-probabilities are for the rows that ask, which the host knows. Nothing here waits for the device. Knows
-nothing of how logits come about or of what ends a sequence.
+The draw itself is `kernels/sample.py`, for all lines of a step at once and part of its graph. Rows that ask for more
+are drawn behind it: with penalties or grammars from the logits as they are, with constraints or masks from a changed
+copy of them, in float32. The host knows who asks for what. Nothing here waits for the device. Knows nothing of how
+logits come about or of what ends a sequence.
 
 S lines of logits, D of them whose rows draw, n of those that need some work, V vocabulary, K candidates, R all rows.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.noise import split_seed
+from ..kernels.penalties import PenaltyRows
 from ..kernels.reference.sample import masked
 from ..kernels.sample import SamplingRows, sample
 from .allowed import Allowed, Strict
@@ -30,6 +32,8 @@ from .transfer import upload
 
 # Below this a temperature only asks for trouble: greedy, as in vLLM.
 MIN_TEMPERATURE = 1e-5
+# Of rows whose every token is drawn behind the step: as a temperature it draws none.
+NOT_YET = -1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +83,12 @@ class Sampler:
     `open` when a sequence gets a row; then each step a `draw` for all of its lines, and `amend`.
     """
 
-    def __init__(self, num_rows: int, vocab_size: int, eos_token_ids: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, num_rows: int, vocab_size: int, max_len: int, eos_token_ids: tuple[int, ...], device: torch.device
+    ) -> None:
         self._vocab_size, self._eos_token_ids, self._device = vocab_size, eos_token_ids, device
         self._constraints = Constraints(num_rows, device)
-        self._penalties = Penalties(num_rows, vocab_size, device)
+        self._penalties = Penalties(num_rows, vocab_size, max_len, device)
         self._num_logprobs_R = np.full(num_rows, -1, np.int64)
         # Up to which position (the prompt's length plus min_tokens) tokens that end the sequence are masked.
         self._masked_until_R = np.zeros(num_rows, np.int64)
@@ -97,7 +103,7 @@ class Sampler:
             top_k_R=torch.zeros(num_rows, dtype=torch.int32, device=device),
             seed_R2=torch.zeros(num_rows, 2, dtype=torch.int32, device=device),
         )
-        # What a step draws for rows that are always drawn again is to cost little: the likeliest token.
+        # A step by itself draws nothing for rows that are always drawn behind it.
         self._first_params = replace(self._params, temperature_R=torch.zeros(num_rows, device=device))
 
     def open(self, sequences: list[Sequence]) -> None:
@@ -108,7 +114,7 @@ class Sampler:
             self._open_on_host(sequence)
         params = [s.request.params for s in sequences]
         temperatures = [p.temperature if p.temperature >= MIN_TEMPERATURE else 0 for p in params]
-        firsts = [0 if self._draws_again(s) else t for s, t in zip(sequences, temperatures, strict=True)]
+        firsts = [NOT_YET if self._draws_later(s) else t for s, t in zip(sequences, temperatures, strict=True)]
         floats_4n = np.array([temperatures, firsts, [p.top_p for p in params], [p.min_p for p in params]], np.float32)
         seeds = [split_seed(s.seed) for s in sequences]
         ints_4n = np.array(
@@ -124,14 +130,16 @@ class Sampler:
         by_row.seed_R2[rows] = torch.stack(seed_words, 1)
 
     def warm_up(self, dtype: torch.dtype) -> None:
-        """Compile what `amend` draws with: its logits are float32, those of steps of this type."""
+        """Compile what `amend` draws with: from logits of steps of this type, and from changed ones in float32."""
         nobody, nowhere = len(self.drawn_R) - 1, 0
         rows_1, positions_1 = (upload(np.array([x], np.int32), self._device) for x in (nobody, nowhere))
-        one_V = torch.zeros(1, self._vocab_size, device=self._device)
-        self._draw_again(one_V, rows_1, positions_1)
+        changed_1V = torch.zeros(1, self._vocab_size, device=self._device)
+        logits_1V, lines_1, penalties = changed_1V.to(dtype), torch.zeros_like(rows_1), self._penalties.rows
         words_1W = torch.full((1, -(-self._vocab_size // 32)), -1, dtype=torch.int32, device=self._device)
-        for logits_1V, lines_1 in ((one_V, None), (one_V.to(dtype), torch.zeros_like(rows_1))):
-            self._draw_again(logits_1V, rows_1, positions_1, lines_S=lines_1, allowed_SW=words_1W)
+        for words in (None, words_1W):
+            self._draw_again(changed_1V, rows_1, positions_1, penalties, allowed_SW=words)
+            self._draw_again(logits_1V, rows_1, positions_1, penalties, lines_S=lines_1, allowed_SW=words)
+        self._draw_again(logits_1V, rows_1, positions_1, lines_S=lines_1, allowed_SW=words_1W)
 
     def draw(self, logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, out_S: Tensor | None = None) -> Tensor:
         """Draw a token from each line as if no row asked for more than the draw's own parameters.
@@ -140,52 +148,66 @@ class Sampler:
         """
         return sample(logits_SV, rows_S, positions_S, self._first_params, out_S=out_S, drawn_R=self.drawn_R)
 
-    def _draw_again(self, logits_LV: Tensor, rows_S: Tensor, positions_S: Tensor, **some: Tensor | None) -> Tensor:
-        """The same in earnest; from some lines, of which some tokens, as in `kernels/sample.py`."""
-        return sample(logits_LV, rows_S, positions_S, self._params, drawn_R=self.drawn_R, **some)
-
-    def _draws_again(self, sequence: Sequence) -> bool:
-        """Whether all of its tokens are."""
-        row = sequence.row
-        return bool(self._constraints.asks_R[row] | self._penalties.asks_R[row] | (sequence.matcher is not None))
-
     def amend(self, drawn: Drawn, drawing: Drawing, allowed: Allowed | None = None) -> AskedLogprobs | None:
-        """Draw again for the rows that ask for more; log-probabilities of those that ask for them."""
+        """Draw for the rows that ask for more; log-probabilities of those that ask for them."""
         rows_D, positions_D = drawing.rows_D, drawing.positions_D
-        asks_D = self._constraints.asks_R[rows_D] | self._penalties.asks_R[rows_D]
-        asks_D |= positions_D < self._masked_until_R[rows_D]
+        changes_D = self._constraints.asks_R[rows_D] | (positions_D < self._masked_until_R[rows_D])
+        penalised_D = self._penalties.asks_R[rows_D]
         strict = Strict(allowed, len(rows_D))
-        for again in (asks_D & ~strict.is_D, asks_D & strict.is_D):
-            self._draw_amended(drawn, drawing, np.flatnonzero(again), strict)
-        self._draw_allowed(drawn, drawing, np.flatnonzero(strict.is_D & ~asks_D), strict)
+        for strict_D in (~strict.is_D, strict.is_D):
+            self._draw_changed(drawn, drawing, np.flatnonzero(changes_D & strict_D), strict)
+            penalised = np.flatnonzero(penalised_D & ~changes_D & strict_D)
+            self._draw_as_is(drawn, drawing, penalised, strict, self._penalties.rows)
+        self._draw_as_is(drawn, drawing, np.flatnonzero(strict.is_D & ~changes_D & ~penalised_D), strict)
         # Of what the model said, before penalties and temperature.
         asking = np.flatnonzero(self._num_logprobs_R[rows_D] >= 0)
         return self._logprobs(drawn, drawing, asking, strict) if len(asking) else None
 
-    def _draw_amended(self, drawn: Drawn, drawing: Drawing, again: IntArray, strict: Strict) -> None:
+    def _draw_changed(self, drawn: Drawn, drawing: Drawing, some: IntArray, strict: Strict) -> None:
         """From changed logits; either all or none of the rows follow grammars."""
-        if not len(again):
+        if not len(some):
             return
-        rows, positions = drawing.rows_D[again], drawing.positions_D[again]
-        lines_n = self._index(drawing.lines_D[again])
-        logits_nV = self._amended(drawn.logits_SV[lines_n].float(), rows, positions)
+        rows, positions = drawing.rows_D[some], drawing.positions_D[some]
+        lines_n = self._index(drawing.lines_D[some])
+        logits_nV = self._changed(drawn.logits_SV[lines_n].float(), rows, positions)
         rows_n, positions_n = (upload(x.astype(np.int32), self._device) for x in (rows, positions))
-        words_nW = strict.words(again)
-        tokens_n = drawn.tokens_S[lines_n] = self._draw_again(logits_nV, rows_n, positions_n, allowed_SW=words_nW)
-        self._count(tokens_n, rows)
+        words_nW = strict.words(some)
+        tokens_n = self._draw_again(logits_nV, rows_n, positions_n, self._penalties.rows, allowed_SW=words_nW)
+        drawn.tokens_S[lines_n] = tokens_n
+        constrained = np.flatnonzero(self._constraints.asks_R[rows])
+        if len(constrained):
+            self._constraints.count(tokens_n[self._index(constrained)], rows[constrained])
 
-    def _draw_allowed(self, drawn: Drawn, drawing: Drawing, again: IntArray, strict: Strict) -> None:
-        """From the logits as they are, which takes no memory, for rows that follow grammars and ask for no more."""
-        if not len(again):
+    def _draw_as_is(
+        self, drawn: Drawn, drawing: Drawing, some: IntArray, strict: Strict, penalties: PenaltyRows | None = None
+    ) -> None:
+        """From the logits as they are, which takes no memory, for rows that ask for no more than a draw can do."""
+        if not len(some):
             return
         sent = (drawing.lines_D, drawing.rows_D, drawing.positions_D)
-        lines_n, rows_n, positions_n = (upload(x[again].astype(np.int32), self._device) for x in sent)
+        lines_n, rows_n, positions_n = (upload(x[some].astype(np.int32), self._device) for x in sent)
         drawn.tokens_S[lines_n] = self._draw_again(
-            drawn.logits_SV, rows_n, positions_n, lines_S=lines_n, allowed_SW=strict.words(again)
+            drawn.logits_SV, rows_n, positions_n, penalties, lines_S=lines_n, allowed_SW=strict.words(some)
         )
 
-    def _amended(self, logits_nV: Tensor, rows_n: IntArray, positions_n: IntArray) -> Tensor:
-        """Logits in float32, ours to change, with constraints, penalties and masks.
+    def _draw_again(
+        self,
+        logits_LV: Tensor,
+        rows_S: Tensor,
+        positions_S: Tensor,
+        penalties: PenaltyRows | None = None,
+        **some: Tensor | None,
+    ) -> Tensor:
+        """In earnest; from some lines, of which some tokens, as in `kernels/sample.py`."""
+        return sample(logits_LV, rows_S, positions_S, self._params, penalties=penalties, drawn_R=self.drawn_R, **some)
+
+    def _draws_later(self, sequence: Sequence) -> bool:
+        """Whether all of its tokens are."""
+        row = sequence.row
+        return bool(self._constraints.asks_R[row] | self._penalties.asks_R[row] | (sequence.matcher is not None))
+
+    def _changed(self, logits_nV: Tensor, rows_n: IntArray, positions_n: IntArray) -> Tensor:
+        """Logits in float32, ours to change, with constraints and masks; the draw goes on with penalties.
 
         In vLLM's order: allowed ids, bad words, min_tokens, biases, penalties, where only masks may change places
         (https://docs.vllm.ai/en/v0.22.1/api/vllm/v1/sample/sampler/).
@@ -196,10 +218,6 @@ class Sampler:
             constrained_nV = logits_nV[where]
             self._constraints.apply(constrained_nV, rows_n[constrained])
             logits_nV[where] = constrained_nV
-        penalised = np.flatnonzero(self._penalties.asks_R[rows_n])
-        if len(penalised):
-            where = self._index(penalised)
-            logits_nV[where] = self._penalties.apply(logits_nV[where], rows_n[penalised])
         # Rows that have not reached their min_tokens must not end.
         young = np.flatnonzero(positions_n < self._masked_until_R[rows_n])
         ids = [self._masked_ids[row] for row in rows_n[young].tolist()]
@@ -208,12 +226,6 @@ class Sampler:
             columns = np.array([id for some in ids for id in some], np.int64)
             logits_nV[self._index(lines), self._index(columns)] = float("-inf")
         return logits_nV
-
-    def _count(self, tokens_n: Tensor, rows_n: IntArray) -> None:
-        for counting in (self._constraints, self._penalties):
-            asking = np.flatnonzero(counting.asks_R[rows_n])
-            if len(asking):
-                counting.count(tokens_n[self._index(asking)], rows_n[asking])
 
     def _open_on_host(self, sequence: Sequence) -> None:
         row, params = sequence.row, sequence.request.params

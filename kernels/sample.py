@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .penalties import PenaltyRows
 from .reference import sample as reference
 
 
@@ -16,7 +17,7 @@ from .reference import sample as reference
 class SamplingRows:
     """Sampling parameters by row, contiguous on the logits' device."""
 
-    temperature_R: Tensor  # float32; 0 takes the likeliest token
+    temperature_R: Tensor  # float32; 0 takes the likeliest token; below 0 none is drawn, which costs nothing
     top_p_R: Tensor  # float32; 1 keeps all
     min_p_R: Tensor  # float32; 0 keeps all
     top_k_R: Tensor  # int32; 0 keeps all
@@ -31,6 +32,7 @@ def sample(
     *,
     lines_S: Tensor | None = None,
     allowed_SW: Tensor | None = None,
+    penalties: PenaltyRows | None = None,
     out_S: Tensor | None = None,
     drawn_R: Tensor | None = None,
 ) -> Tensor:
@@ -38,14 +40,16 @@ def sample(
 
     The line is lines_S[s] (int32), s if that is not given. With allowed_SW (int32, bit t % 32 of word
     t // 32 is token t's) tokens whose bit is 0, or that have none, count as if their logits were -inf.
-    drawn_R (int32), if given, also gets each token at its row; of a row that stands twice, either.
+    drawn_R (int32), if given, also gets each token at its row; of a row that stands twice, either. With `penalties`
+    logits are float32, less what the row's ask, and the token is noted there; no row may stand twice then.
 
     At temperature 0 the token of the largest logit, the lowest id among equals. Otherwise logits are divided by the
     temperature; top_k keeps the largest; top_p keeps of what is left each token with less than that share of the
     probability above it; min_p keeps tokens with at least that share of the likeliest one's probability. Tokens with
     equal logits pass or fail together, the likeliest always passes, and -inf is never drawn while a line holds a
     finite logit; of a line that holds none any token is drawn, but one of the vocabulary. Of the kept ones the
-    largest sum of logit and Gumbel noise is drawn (https://arxiv.org/abs/1611.00712).
+    largest sum of logit and Gumbel noise is drawn (https://arxiv.org/abs/1611.00712). Below temperature 0 the token is
+    0, whatever the logits, and it is not noted.
 
     Logits are bfloat16, float16 or float32, with their last dimension contiguous, and remain as they are. On a GPU
     nothing is read back to the host, so the launch can be captured in a CUDA graph.
@@ -63,6 +67,7 @@ def sample(
         params,
         lines_S=lines_S,
         allowed_SW=allowed_SW,
+        penalties=penalties,
         out_S=out_S,
         drawn_R=drawn_R,
     )

@@ -26,8 +26,8 @@ def check_sample(
 
     With a `twin` its tokens must be the same without exception.
     """
-    logits_SV = _logits(num_draws, vocab_size, dtype).to(device)
-    params = _mixed_parameters(num_draws + 3, device)
+    logits_SV = random_logits(num_draws, vocab_size, dtype).to(device)
+    params = mixed_parameters(num_draws + 3, device)
     rows_S = torch.randperm(num_draws + 3, device=device)[:num_draws].int()
     positions_S = torch.randint(0, 5000, (num_draws,), device=device, dtype=torch.int32)
     before, drawn_R = logits_SV.clone(), torch.full((num_draws + 3,), -7, dtype=torch.int32, device=device)
@@ -153,7 +153,7 @@ def _kept(scaled_V: Tensor, top_k: int, top_p: float, min_p: float, slack: float
     return kept_V | inside_V
 
 
-def _logits(num_lines: int, vocab_size: int, dtype: torch.dtype) -> Tensor:
+def random_logits(num_lines: int, vocab_size: int, dtype: torch.dtype) -> Tensor:
     """Random; some of few different values, some with -inf; a single finite one; zeros of either sign."""
     logits_SV = 3 * torch.randn(num_lines, vocab_size)
     logits_SV[1::4] = logits_SV[1::4].round()
@@ -166,7 +166,7 @@ def _logits(num_lines: int, vocab_size: int, dtype: torch.dtype) -> Tensor:
     return logits_SV.to(dtype)
 
 
-def _mixed_parameters(num_rows: int, device: str) -> SamplingRows:
+def mixed_parameters(num_rows: int, device: str) -> SamplingRows:
     def mixed(values: tuple[float, ...], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype)[torch.randint(0, len(values), (num_rows,))].to(device)
 

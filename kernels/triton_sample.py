@@ -11,7 +11,8 @@ pass.
 
 Without filters one pass is enough. Noise is made only for parts of the line in which some token could win: whether one
 could is seen from its word by comparing, before its noise is known.
-Where a line has allowed tokens, their bits are read beside the logits: an eighth of a byte to two or four.
+What a logit is, with allowed tokens and penalties, is said in `triton_logits.py`, and what passes filters in
+`triton_filters.py`.
 V vocabulary, S draws, L lines of logits, R rows, W words of 32 bits; `_V` marks what a program holds of the vocabulary
 at once, `_C` the list.
 """
@@ -21,8 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .penalties import PenaltyRows, num_mark_words
 from .sample import SamplingRows
 from .triton_compiling import launcher
+from .triton_filters import column_tops, key_among, mass_from, note_reaching, reaching, threshold_of
+from .triton_logits import Line, keys_of, logits_at, logits_of, note, ordered_keys, penalties_of
 from .triton_noise import draw_keys, gumbel_of, uniform_of, words_of
 
 BLOCK_V = 8192
@@ -37,27 +41,6 @@ _ROUNDED_UP = tl.constexpr(1.001)
 
 
 @triton.jit
-def _ordered_keys(x):
-    """int32 of the order of the floats x, equal where those are equal: the magnitude's bits with the number's sign."""
-    width: tl.constexpr = x.dtype.primitive_bitwidth
-    bits = x.to(tl.int16 if width == 16 else tl.int32, bitcast=True).to(tl.int32)
-    return tl.where(bits >= 0, bits, -(bits & ((1 << (width - 1)) - 1)))
-
-
-@triton.jit
-def _logits(x_ptr, allowed_ptr, num_words, ids_V, VOCAB_SIZE: tl.constexpr):
-    """-inf beyond the vocabulary and for what is not allowed.
-
-    That has no probability, is never drawn, and lies above no key that could pass.
-    """
-    counts_V = ids_V < VOCAB_SIZE
-    if allowed_ptr is not None:
-        words_V = tl.load(allowed_ptr + ids_V // 32, mask=counts_V & (ids_V // 32 < num_words), other=0)
-        counts_V = counts_V & (((words_V >> (ids_V % 32)) & 1) != 0)
-    return tl.load(x_ptr + ids_V, mask=counts_V, other=float("-inf"))
-
-
-@triton.jit
 def _best(best_V, ids_V, VOCAB_SIZE: tl.constexpr):
     """The largest value and its id, the lowest among equals."""
     best = tl.max(best_V, axis=0)
@@ -65,12 +48,12 @@ def _best(best_V, ids_V, VOCAB_SIZE: tl.constexpr):
 
 
 @triton.jit
-def _largest(x_ptr, allowed_ptr, num_words, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr):
+def _largest(line, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr):
     best_V = tl.full((BLOCK_V,), float("-inf"), tl.float32)
     best_ids_V = tl.zeros((BLOCK_V,), tl.int32)
     for start in range(0, VOCAB_SIZE, BLOCK_V):
         ids_V = start + tl.arange(0, BLOCK_V)
-        x_V = _logits(x_ptr, allowed_ptr, num_words, ids_V, VOCAB_SIZE).to(tl.float32)
+        x_V = logits_of(line, ids_V, VOCAB_SIZE).to(tl.float32)
         best_ids_V = tl.where(x_V > best_V, ids_V, best_ids_V)
         best_V = tl.maximum(x_V, best_V)
     return _best(best_V, best_ids_V, VOCAB_SIZE)
@@ -78,9 +61,7 @@ def _largest(x_ptr, allowed_ptr, num_words, VOCAB_SIZE: tl.constexpr, BLOCK_V: t
 
 @triton.jit
 def _largest_with_noise(
-    x_ptr,
-    allowed_ptr,
-    num_words,
+    line,
     temperature,
     threshold,
     largest,
@@ -99,139 +80,18 @@ def _largest_with_noise(
     best, best_id = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
     for start in range(0, VOCAB_SIZE, BLOCK_V):
         ids_V = start + tl.arange(0, BLOCK_V)
-        x_V = _logits(x_ptr, allowed_ptr, num_words, ids_V, VOCAB_SIZE)
+        x_V = logits_of(line, ids_V, VOCAB_SIZE)
         words_V = words_of(ids_V, key, late_key)
         bound_V = tl.exp2(x_V.to(tl.float32) * rate - best * _LOG2_E) * _ROUNDED_UP
         if tl.max((uniform_of(words_V) <= bound_V).to(tl.int32), axis=0) > 0:
             scaled_V = tl.div_rn(x_V.to(tl.float32), temperature)
-            passes_V = (_ordered_keys(x_V) >= threshold) & (scaled_V - scaled_largest >= least)
+            passes_V = (ordered_keys(x_V) >= threshold) & (scaled_V - scaled_largest >= least)
             score_V = tl.where(passes_V, scaled_V + gumbel_of(words_V), float("-inf"))
             block_best = tl.max(score_V, axis=0)
             if block_best > best:
                 best = block_best
                 best_id = tl.min(tl.where(score_V == block_best, ids_V, VOCAB_SIZE - 1), axis=0)
     return best_id
-
-
-@triton.jit
-def _mass(x_ptr, allowed_ptr, num_words, threshold, largest, rate, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr):
-    """The probability, relative to the likeliest token's, of the tokens whose key reaches the threshold."""
-    mass_V = tl.zeros((BLOCK_V,), tl.float32)
-    for start in range(0, VOCAB_SIZE, BLOCK_V):
-        x_V = _logits(x_ptr, allowed_ptr, num_words, start + tl.arange(0, BLOCK_V), VOCAB_SIZE)
-        weights_V = tl.exp2((x_V.to(tl.float32) - largest) * rate)
-        mass_V += tl.where(_ordered_keys(x_V) >= threshold, weights_V, 0.0)
-    return tl.sum(mass_V, axis=0)
-
-
-@triton.jit
-def _threshold(
-    x_ptr,
-    allowed_ptr,
-    num_words,
-    limit,
-    largest,
-    rate,
-    BY_MASS: tl.constexpr,
-    KEY_BITS: tl.constexpr,
-    VOCAB_SIZE: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    """The smallest key above which lies less than the limit: of the tokens' number, or of their relative probability.
-
-    It is in low ≤ key < low + 4 · width, and each pass takes one quarter of that.
-    """
-    low = tl.full((), -(2 ** (KEY_BITS - 1)), tl.int32)
-    width = tl.full((), 2 ** (KEY_BITS - 2), tl.int32)
-    for _ in range(KEY_BITS // 2):
-        first, second = low + (width - 1), low + (2 * width - 1)
-        third = second + width
-        above_first_V = tl.zeros((BLOCK_V,), tl.float32)
-        above_second_V = tl.zeros((BLOCK_V,), tl.float32)
-        above_third_V = tl.zeros((BLOCK_V,), tl.float32)
-        for start in range(0, VOCAB_SIZE, BLOCK_V):
-            x_V = _logits(x_ptr, allowed_ptr, num_words, start + tl.arange(0, BLOCK_V), VOCAB_SIZE)
-            keys_V = _ordered_keys(x_V)
-            weights_V = tl.full((BLOCK_V,), 1.0, tl.float32)
-            if BY_MASS:
-                weights_V = tl.exp2((x_V.to(tl.float32) - largest) * rate)
-            above_first_V += tl.where(keys_V > first, weights_V, 0.0)
-            above_second_V += tl.where(keys_V > second, weights_V, 0.0)
-            above_third_V += tl.where(keys_V > third, weights_V, 0.0)
-        passed = (tl.sum(above_first_V, axis=0) >= limit).to(tl.int32)
-        passed += (tl.sum(above_second_V, axis=0) >= limit).to(tl.int32)
-        passed += (tl.sum(above_third_V, axis=0) >= limit).to(tl.int32)
-        low += passed * width
-        width = width >> 2
-    return low
-
-
-@triton.jit
-def _column_tops(x_ptr, allowed_ptr, num_words, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr):
-    """The largest logit of each column of the line, when it is written in rows of BLOCK_V."""
-    tops_V = tl.full((BLOCK_V,), float("-inf"), tl.float32)
-    for start in range(0, VOCAB_SIZE, BLOCK_V):
-        x_V = _logits(x_ptr, allowed_ptr, num_words, start + tl.arange(0, BLOCK_V), VOCAB_SIZE)
-        tops_V = tl.maximum(tops_V, x_V.to(tl.float32))
-    return tops_V
-
-
-@triton.jit
-def _key_among(keys_C, weights_C, limit, KEY_BITS: tl.constexpr):
-    """As `_threshold`, of what is in registers."""
-    low = tl.full((), -(2 ** (KEY_BITS - 1)), tl.int32)
-    width = tl.full((), 2 ** (KEY_BITS - 2), tl.int32)
-    for _ in range(KEY_BITS // 2):
-        first, second = low + (width - 1), low + (2 * width - 1)
-        third = second + width
-        passed = (tl.sum(tl.where(keys_C > first, weights_C, 0.0), axis=0) >= limit).to(tl.int32)
-        passed += (tl.sum(tl.where(keys_C > second, weights_C, 0.0), axis=0) >= limit).to(tl.int32)
-        passed += (tl.sum(tl.where(keys_C > third, weights_C, 0.0), axis=0) >= limit).to(tl.int32)
-        low += passed * width
-        width = width >> 2
-    return low
-
-
-@triton.jit
-def _reaching(
-    x_ptr,
-    allowed_ptr,
-    num_words,
-    floor,
-    largest,
-    rate,
-    VOCAB_SIZE: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    """How many finite logits of each column reach the floor; the relative probability of all, and of the upper ones.
-
-    Those reach half of the way from the floor to the largest.
-    """
-    middle = floor + 0.5 * (largest - floor)
-    counts_V = tl.zeros((BLOCK_V,), tl.int32)
-    mass_V = tl.zeros((BLOCK_V,), tl.float32)
-    upper_V = tl.zeros((BLOCK_V,), tl.float32)
-    for start in range(0, VOCAB_SIZE, BLOCK_V):
-        ids_V = start + tl.arange(0, BLOCK_V)
-        x_V = _logits(x_ptr, allowed_ptr, num_words, ids_V, VOCAB_SIZE).to(tl.float32)
-        weights_V = tl.exp2((x_V - largest) * rate)
-        mass_V += weights_V
-        upper_V += tl.where(x_V >= middle, weights_V, 0.0)
-        counts_V += ((x_V >= floor) & (x_V > float("-inf"))).to(tl.int32)
-    return counts_V, tl.sum(mass_V, axis=0), tl.sum(upper_V, axis=0)
-
-
-@triton.jit
-def _list(x_ptr, allowed_ptr, num_words, ids_ptr, floor, counts_V, VOCAB_SIZE: tl.constexpr, BLOCK_V: tl.constexpr):
-    """Note the ids of finite logits that reach the floor, column by column, of which each has so many."""
-    places_V = tl.cumsum(counts_V, axis=0) - counts_V
-    for start in range(0, VOCAB_SIZE, BLOCK_V):
-        ids_V = start + tl.arange(0, BLOCK_V)
-        x_V = _logits(x_ptr, allowed_ptr, num_words, ids_V, VOCAB_SIZE).to(tl.float32)
-        reaches_V = (x_V >= floor) & (x_V > float("-inf"))
-        tl.store(ids_ptr + places_V, ids_V, mask=reaches_V)
-        places_V += reaches_V.to(tl.int32)
-    tl.debug_barrier()  # Other threads of this program read what these have noted.
 
 
 @triton.jit
@@ -253,6 +113,10 @@ def _sample_kernel(
     seed_ptr,
     lines_ptr,
     allowed_ptr,
+    strengths_ptr,
+    marks_ptr,
+    slots_ptr,
+    counts_ptr,
     tokens_ptr,
     drawn_ptr,
     ids_ptr,
@@ -264,16 +128,21 @@ def _sample_kernel(
     MOST_LISTED: tl.constexpr,
 ):
     draw = tl.program_id(0)
-    line = draw
+    line_index = draw
     if lines_ptr is not None:
-        line = tl.load(lines_ptr + draw)
+        line_index = tl.load(lines_ptr + draw)
     if allowed_ptr is not None:
         allowed_ptr += draw.to(tl.int64) * num_words
     row = tl.load(rows_ptr + draw).to(tl.int64)
-    x_ptr = logits_ptr + line.to(tl.int64) * line_stride
+    penalties = penalties_of(row, strengths_ptr, marks_ptr, slots_ptr, counts_ptr, VOCAB_SIZE)
+    x_ptr = logits_ptr + line_index.to(tl.int64) * line_stride
+    line = Line(x_ptr=x_ptr, allowed_ptr=allowed_ptr, num_words=num_words, penalties=penalties)
     temperature = tl.load(temperature_ptr + row)
     if temperature <= 0:
-        _, token = _largest(x_ptr, allowed_ptr, num_words, VOCAB_SIZE, BLOCK_V)
+        token = tl.full((), 0, tl.int32)
+        if temperature == 0:
+            _, token = _largest(line, VOCAB_SIZE, BLOCK_V)
+            note(penalties, token)
         _store(tokens_ptr + draw, drawn_ptr, row, token)
         return
     top_p, min_p, top_k = tl.load(top_p_ptr + row), tl.load(min_p_ptr + row), tl.load(top_k_ptr + row)
@@ -288,15 +157,15 @@ def _sample_kernel(
     rate = _LOG2_E / temperature
     ids_ptr += draw.to(tl.int64) * MOST_LISTED
     if limits_k | (top_p < 1) | (min_p > 0):
-        tops_V = _column_tops(x_ptr, allowed_ptr, num_words, VOCAB_SIZE, BLOCK_V)
+        tops_V = column_tops(line, VOCAB_SIZE, BLOCK_V)
         largest = tl.max(tops_V, axis=0)
         if min_p > 0:
             least = tl.minimum(tl.log(min_p), 0.0)
         floor = tl.full((), float("-inf"), tl.float32)
         if limits_k & (top_k <= BLOCK_V):
             # As many columns as top_k asks for hold a token that reaches it.
-            column_keys_V = _ordered_keys(tops_V.to(logits_ptr.dtype.element_ty))
-            floor_key = _key_among(column_keys_V, tl.full((BLOCK_V,), 1.0, tl.float32), limit_k, KEY_BITS)
+            column_keys_V = keys_of(line, tops_V)
+            floor_key = key_among(column_keys_V, tl.full((BLOCK_V,), 1.0, tl.float32), limit_k, KEY_BITS)
             floor = tl.min(tl.where(column_keys_V >= floor_key, tops_V, float("inf")), axis=0)
         if (not limits_k) & (top_p < 1):
             # What lies below has less than half of what top_p leaves out, even if it is the whole vocabulary.
@@ -305,11 +174,11 @@ def _sample_kernel(
             floor = largest + temperature * (least - 0.01)
         passes_left = tl.where(limits_k | (top_p >= 1), 1, MAX_PASSES)
         while passes_left > 0:
-            counts_V, mass, upper = _reaching(x_ptr, allowed_ptr, num_words, floor, largest, rate, VOCAB_SIZE, BLOCK_V)
+            counts_V, mass, upper = reaching(line, floor, largest, rate, VOCAB_SIZE, BLOCK_V)
             count = tl.sum(counts_V, axis=0)
             passes_left -= 1
             if count <= MOST_LISTED:
-                _list(x_ptr, allowed_ptr, num_words, ids_ptr, floor, counts_V, VOCAB_SIZE, BLOCK_V)
+                note_reaching(line, ids_ptr, floor, counts_V, VOCAB_SIZE, BLOCK_V)
                 passes_left = 0
             elif upper >= top_p * mass:
                 floor += 0.5 * (largest - floor)
@@ -317,21 +186,15 @@ def _sample_kernel(
                 passes_left = 0
         if count > MOST_LISTED:
             if limits_k:
-                threshold = _threshold(
-                    x_ptr, allowed_ptr, num_words, limit_k, largest, rate, False, KEY_BITS, VOCAB_SIZE, BLOCK_V
-                )
+                threshold = threshold_of(line, limit_k, largest, rate, False, KEY_BITS, VOCAB_SIZE, BLOCK_V)
             if top_p < 1:
-                limit = top_p * _mass(x_ptr, allowed_ptr, num_words, threshold, largest, rate, VOCAB_SIZE, BLOCK_V)
-                of_mass = _threshold(
-                    x_ptr, allowed_ptr, num_words, limit, largest, rate, True, KEY_BITS, VOCAB_SIZE, BLOCK_V
-                )
+                limit = top_p * mass_from(line, threshold, largest, rate, VOCAB_SIZE, BLOCK_V)
+                of_mass = threshold_of(line, limit, largest, rate, True, KEY_BITS, VOCAB_SIZE, BLOCK_V)
                 threshold = tl.maximum(threshold, of_mass)
-            threshold = tl.minimum(threshold, _ordered_keys(largest.to(logits_ptr.dtype.element_ty)))
+            threshold = tl.minimum(threshold, keys_of(line, largest))
     if count > MOST_LISTED:
         token = _largest_with_noise(
-            x_ptr,
-            allowed_ptr,
-            num_words,
+            line,
             temperature,
             threshold,
             largest,
@@ -345,19 +208,20 @@ def _sample_kernel(
         places_C = tl.arange(0, MOST_LISTED)
         live_C = places_C < count
         ids_C = tl.load(ids_ptr + places_C, mask=live_C, other=0)
-        x_C = tl.load(x_ptr + ids_C, mask=live_C, other=float("-inf"))
-        keys_C = _ordered_keys(x_C)
+        x_C = logits_at(line, ids_C, live_C)
+        keys_C = ordered_keys(x_C)
         weights_C = tl.exp2((x_C.to(tl.float32) - largest) * rate)
         if limits_k:
-            threshold = _key_among(keys_C, live_C.to(tl.float32), limit_k, KEY_BITS)
+            threshold = key_among(keys_C, live_C.to(tl.float32), limit_k, KEY_BITS)
             mass = tl.sum(tl.where(keys_C >= threshold, weights_C, 0.0), axis=0)
         if top_p < 1:
-            threshold = tl.maximum(threshold, _key_among(keys_C, weights_C, top_p * mass, KEY_BITS))
-        threshold = tl.minimum(threshold, _ordered_keys(largest.to(logits_ptr.dtype.element_ty)))
+            threshold = tl.maximum(threshold, key_among(keys_C, weights_C, top_p * mass, KEY_BITS))
+        threshold = tl.minimum(threshold, keys_of(line, largest))
         scaled_C = tl.div_rn(x_C.to(tl.float32), temperature)
         passes_C = live_C & (keys_C >= threshold) & (scaled_C - tl.div_rn(largest, temperature) >= least)
         score_C = tl.where(passes_C, scaled_C + gumbel_of(words_of(ids_C, key, late_key)), float("-inf"))
         token = tl.min(tl.where(score_C == tl.max(score_C, axis=0), ids_C, VOCAB_SIZE - 1), axis=0)
+    note(penalties, token)
     _store(tokens_ptr + draw, drawn_ptr, row, token)
 
 
@@ -369,6 +233,7 @@ def sample(
     *,
     lines_S: Tensor | None = None,
     allowed_SW: Tensor | None = None,
+    penalties: PenaltyRows | None = None,
     out_S: Tensor | None = None,
     drawn_R: Tensor | None = None,
     block_v: int = BLOCK_V,
@@ -389,6 +254,7 @@ def sample(
     assert lines_S is not None or len(logits_LV) == len(rows_S)
     assert tokens_S.dtype == torch.int64
     assert drawn_R is None or drawn_R.dtype == torch.int32
+    of_penalties = (None,) * 4 if penalties is None else _checked(penalties, logits_LV.shape[1])
     if len(rows_S) == 0:
         return tokens_S
     vocab_size = logits_LV.shape[1]
@@ -402,15 +268,28 @@ def sample(
         *by_row,
         lines_S,
         allowed_SW,
+        *of_penalties,
         tokens_S,
         drawn_R,
         ids,
         logits_LV.stride(0),
         0 if allowed_SW is None else allowed_SW.shape[1],
-        KEY_BITS=8 * logits_LV.dtype.itemsize,
+        KEY_BITS=32 if penalties is not None else 8 * logits_LV.dtype.itemsize,
         VOCAB_SIZE=vocab_size,
         BLOCK_V=block_v,
         MOST_LISTED=most_listed,
         num_warps=max(4, min(16, block_v // 512)),
     )
     return tokens_S
+
+
+def _checked(penalties: PenaltyRows, vocab_size: int) -> tuple[Tensor, ...]:
+    """The tensors of penalties, as the kernel takes them."""
+    tensors = (penalties.strengths_R3, penalties.marks_RM, penalties.slots_R, penalties.counts_CV)
+    assert all(x.is_contiguous() for x in tensors)
+    assert penalties.marks_RM.shape[1] == num_mark_words(vocab_size)
+    assert penalties.counts_CV.shape[1] == vocab_size
+    assert penalties.strengths_R3.dtype == torch.float32
+    assert penalties.marks_RM.dtype == penalties.slots_R.dtype == torch.int32
+    assert penalties.counts_CV.dtype in (torch.int16, torch.int32)
+    return tensors

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ..noise import gumbel_noise
+from .penalties import note, penalised
 
 if TYPE_CHECKING:
+    from ..penalties import PenaltyRows
     from ..sample import SamplingRows
 
 # Filters look at this many of the likeliest tokens first, and at all only where those are not enough.
@@ -31,14 +33,20 @@ def sample(
     *,
     lines_S: Tensor | None = None,
     allowed_SW: Tensor | None = None,
+    penalties: PenaltyRows | None = None,
     out_S: Tensor | None = None,
     drawn_R: Tensor | None = None,
 ) -> Tensor:
     """Return tokens_S (int64); `kernels/sample.py` says how."""
     logits_SV = logits_LV if lines_S is None else logits_LV[lines_S]
+    if penalties is not None:
+        logits_SV = penalised(logits_SV, rows_S, penalties)
     if allowed_SW is not None:
         logits_SV = masked(logits_SV, allowed_SW)
     tokens_S = _sample(logits_SV, rows_S, positions_S, params)
+    if penalties is not None:
+        drawn_S = params.temperature_R[rows_S] >= 0
+        note(tokens_S[drawn_S], rows_S[drawn_S], penalties)
     if drawn_R is not None:
         drawn_R[rows_S] = tokens_S.to(drawn_R.dtype)
     return tokens_S if out_S is None else out_S.copy_(tokens_S)
@@ -55,12 +63,13 @@ def masked(logits_SV: Tensor, allowed_SW: Tensor) -> Tensor:
 
 
 def _sample(logits_SV: Tensor, rows_S: Tensor, positions_S: Tensor, params: SamplingRows) -> Tensor:
-    draws_S = params.temperature_R[rows_S] > 0
-    if not bool(draws_S.any()):
+    temperature_S = params.temperature_R[rows_S]
+    draws_S, greedy_S = temperature_S > 0, temperature_S == 0
+    if bool(greedy_S.all()):
         return logits_SV.argmax(-1)
     filters_S = (params.top_p_R[rows_S] < 1) | (params.top_k_R[rows_S] > 0) | (params.min_p_R[rows_S] > 0)
-    tokens_S = torch.empty(len(rows_S), dtype=torch.int64, device=logits_SV.device)
-    greedy_n = (~draws_S).nonzero()[:, 0]
+    tokens_S = torch.zeros(len(rows_S), dtype=torch.int64, device=logits_SV.device)
+    greedy_n = greedy_S.nonzero()[:, 0]
     if len(greedy_n):
         tokens_S[greedy_n] = logits_SV[greedy_n].argmax(-1)
     for chosen_S, pick in ((draws_S & ~filters_S, _pick_from_all), (draws_S & filters_S, _pick_filtered)):

@@ -111,6 +111,8 @@ def test_every_way_of_running_a_step_draws_the_same_tokens(
         {"temperature": 1.1, "top_p": 0.9, "seed": 4},
         {"temperature": 1.0, "top_k": 20, "min_p": 0.02, "seed": 5},
         {"temperature": 0.7, "frequency_penalty": 0.4, "logprobs": 2, "seed": 6},
+        {"temperature": 0.9, "repetition_penalty": 1.2, "seed": 7},
+        {"temperature": 1.0, "presence_penalty": 0.5, "frequency_penalty": -0.1, "min_tokens": 9, "seed": 8},
     ]
     requests = [
         ask(

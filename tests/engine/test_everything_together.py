@@ -246,6 +246,6 @@ def assert_nothing_is_left(engine: CheckedEngine) -> None:
     assert not engine._scheduler._cache._coming
     assert not +engine._scheduler._waiting._num_begun
     penalties = engine._runner._sampler._penalties
-    slots = [*penalties._free, *penalties._slot_R[penalties.asks_R].tolist()]
-    assert sorted(slots) == list(range(len(penalties._generated_CV)))
-    assert penalties._in_prompt_CV.shape == penalties._generated_CV.shape
+    slots = [*penalties._free, *penalties._slot_R[penalties._slot_R >= 0].tolist()]
+    assert sorted(slots) == list(range(len(penalties.rows.counts_CV)))
+    assert penalties.rows.slots_R[:-1].tolist() == penalties._slot_R.tolist()

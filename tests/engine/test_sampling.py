@@ -37,7 +37,7 @@ def draw(
     params: list[dict[str, Any]], logits_V: Tensor, tokens: Sequence[int] = (7, 8, 8, 9), num_prompt: int = 2
 ) -> tuple[list[int], Any]:
     """One token for each set of parameters, all from the same logits after the same tokens."""
-    sampler = Sampler(len(params), len(logits_V), (EOS,), torch.device("cpu"))
+    sampler = Sampler(len(params), len(logits_V), 99, (EOS,), torch.device("cpu"))
     rows = rows_of(sampler, params, list(tokens), num_prompt)
     tokens, logprobs = drawn_by(sampler, logits_V.repeat(len(params), 1), rows, len(tokens))
     found = logprobs and logprobs.read(tokens.numpy(), [x.numpy() for x in logprobs.tensors])
@@ -196,7 +196,7 @@ def naive_penalty(
 
 def test_penalties_are_the_naive_ones_at_every_step_and_after_a_row_changes_hands() -> None:
     generator = torch.Generator().manual_seed(5)
-    sampler = Sampler(len(PENALTIES), 30, (EOS,), torch.device("cpu"))
+    sampler = Sampler(len(PENALTIES), 30, 99, (EOS,), torch.device("cpu"))
     for turn in range(2):
         prompt, generated = [3, 4, 4 + turn], [9, 9, 3][: 3 * turn]
         shuffled = [PENALTIES[(i + turn) % len(PENALTIES)] for i in range(len(PENALTIES))]
@@ -255,7 +255,7 @@ def test_greedy_rows_cost_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_warming_up_draws_for_nobodys_row() -> None:
-    sampler = Sampler(3, 10, (EOS,), torch.device("cpu"))
+    sampler = Sampler(3, 10, 99, (EOS,), torch.device("cpu"))
     sampler.drawn_R.fill_(7)
     sampler.warm_up(torch.bfloat16)
     assert sampler.drawn_R.tolist() == [7, 7, 7, 0]

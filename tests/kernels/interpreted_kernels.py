@@ -18,6 +18,7 @@ import torch
 
 from pressrun.kernels import (
     checks,
+    penalty_checks,
     sampling_checks,
     triton_gated_product,
     triton_noise,
@@ -130,6 +131,14 @@ def named_checks() -> dict[str, Callable[[], None]]:
     found["sample-crowded"] = partial(
         sampling_checks.check_sample, crowded, 14, 1000, torch.bfloat16, "cpu", twin=reference_sample.sample
     )
+    for name, sample, vocab_size, dtype, counts in (
+        ("small", draw, 63, torch.float32, torch.int16),
+        ("large", draw, 1000, torch.bfloat16, torch.int32),
+        ("crowded", crowded, 1000, torch.bfloat16, torch.int16),
+    ):
+        found[f"sample-penalised-{name}"] = partial(
+            penalty_checks.check_penalties, sample, 15, vocab_size, dtype, "cpu", counts
+        )
     found["sample-noise"] = partial(sampling_checks.check_noise_words, triton_noise.noise_words, "cpu")
     return found
 

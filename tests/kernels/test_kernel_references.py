@@ -7,6 +7,7 @@ from pressrun.kernels import (
     checks,
     gated_product,
     paged_attention,
+    penalty_checks,
     rms_norm,
     rotate_and_write,
     sample,
@@ -132,6 +133,14 @@ def test_a_call_without_queries_returns_nothing() -> None:
 @pytest.mark.parametrize("vocab_size", [63, 1000, 5000])
 def test_draws_match_the_textbook_and_depend_on_nothing_beside_them(vocab_size: int, dtype: torch.dtype) -> None:
     sampling_checks.check_sample(sample.sample, 100, vocab_size, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocab_size", "counts"), [(63, torch.int32), (1000, torch.int16), (5000, torch.int32)])
+def test_draws_with_penalties_are_those_from_changed_logits_and_are_noted(
+    vocab_size: int, counts: torch.dtype, dtype: torch.dtype
+) -> None:
+    penalty_checks.check_penalties(sample.sample, 70, vocab_size, dtype, "cpu", counts)
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:

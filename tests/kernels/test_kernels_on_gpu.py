@@ -8,6 +8,7 @@ from pressrun.kernels import (
     checks,
     gated_product,
     paged_attention,
+    penalty_checks,
     rms_norm,
     rotate_and_write,
     sample,
@@ -284,6 +285,51 @@ def test_draws_match_the_textbook_and_depend_on_nothing_beside_them(
     num_draws: int, vocab_size: int, dtype: torch.dtype, cuda: str
 ) -> None:
     sampling_checks.check_sample(sample.sample, num_draws, vocab_size, dtype, cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("num_draws", "vocab_size", "counts"),
+    [(500, 63, torch.int32), (500, 1000, torch.int16), (100, 49152, torch.int16), (60, 151936, torch.int32)],
+)
+def test_draws_with_penalties_are_those_from_changed_logits_and_are_noted(
+    num_draws: int, vocab_size: int, counts: torch.dtype, dtype: torch.dtype, cuda: str
+) -> None:
+    penalty_checks.check_penalties(sample.sample, num_draws, vocab_size, dtype, cuda, counts)
+
+
+def test_penalties_take_no_copy_of_the_logits(cuda: str) -> None:
+    num_rows, vocab_size = 256, 128256
+    logits_SV = torch.randn(num_rows, vocab_size, dtype=torch.bfloat16, device=cuda)
+    rows_S = torch.arange(num_rows, dtype=torch.int32, device=cuda)
+    histories = [penalty_checks.History([row], [row]) for row in range(num_rows)]
+    penalties = penalty_checks.penalty_rows(histories, vocab_size, cuda, torch.int16)
+    params = sampling_checks.mixed_parameters(num_rows, cuda)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    sample.sample(logits_SV, rows_S, rows_S, params, penalties=penalties)
+    assert torch.cuda.max_memory_allocated() - before < logits_SV.nbytes / 8
+
+
+def test_draws_with_penalties_are_captured_in_a_graph_and_noted_by_each_replay(cuda: str) -> None:
+    logits_1V = torch.zeros(1, 1000, dtype=torch.bfloat16, device=cuda)
+    row_1 = torch.ones(1, dtype=torch.int32, device=cuda)
+    params = sampling_checks.mixed_parameters(2, cuda)
+    params.temperature_R[:] = 0
+    # Row 3's strengths are those of a presence penalty: of equal logits the first that was not drawn is drawn.
+    histories = [penalty_checks.History([], []) for _ in range(4)]
+    penalties = penalty_checks.penalty_rows(histories, 1000, cuda, torch.int16)
+    penalties.strengths_R3[1] = penalties.strengths_R3[3]
+    sample.sample(logits_1V, row_1, row_1, params, penalties=penalties)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tokens_1 = sample.sample(logits_1V, row_1, row_1, params, penalties=penalties)
+    drawn = []
+    for _ in range(40):
+        graph.replay()
+        drawn.append(int(tokens_1[0]))
+    assert drawn == list(range(1, 41))
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely(cuda: str) -> None:
