@@ -2,7 +2,7 @@
 """Attention kernels for rows whose queries all fit one small tile: decodes, and a few tokens more.
 
 One program takes one row and kv head, or, where there are too few of those to fill a GPU, a part of their keys; the
-parts are then merged by log-sum-exp, with those that `triton_attention_shared.py` leaves of what rows share.
+parts are then merged by log-sum-exp. Rows that share a prefix start from what `triton_attention_shared.py` left of it.
 Programs of rows with more queries leave at once. Source of the parts: Dao et al. 2023, Flash-Decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 
 Legend: T tokens, S rows (sequences), H query heads, G kv heads, R = H / G, D head size (padded to a power of two),
@@ -15,7 +15,7 @@ import triton.language as tl
 from .triton_attention_tile import attend, load_queries, merge_part, no_keys, store_out, store_part
 
 
-@triton.jit(do_not_specialize=["window", "num_splits", "min_split_keys"])
+@triton.jit(do_not_specialize=["window", "num_splits", "min_split_keys", "num_shared"])
 def short_kernel(
     q_ptr,
     k_pages_ptr,
@@ -28,10 +28,13 @@ def short_kernel(
     part_ptr,
     part_lse_ptr,
     own_first_ptr,
+    shared_ptr,
+    shared_lse_ptr,
     scale_log2,
     window,
     num_splits,
     min_split_keys,
+    num_shared,
     q_token_stride,
     q_head_stride,
     table_stride,
@@ -46,7 +49,8 @@ def short_kernel(
     HEAD_SIZE: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
-    IN_PARTS: tl.constexpr,
+    HAS_SHARED: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -82,9 +86,17 @@ def short_kernel(
     first_key, end_key = 0, context
     if HAS_WINDOW:
         first_key = tl.maximum(context - num_queries - window + 1, 0) // PAGE_SIZE * PAGE_SIZE
-    if own_first_ptr is not None:
-        first_key = tl.maximum(first_key, tl.load(own_first_ptr + row).to(tl.int32))
-    if IN_PARTS:
+    if HAS_SHARED:
+        own_first = tl.load(own_first_ptr + row).to(tl.int32)
+        first_key = tl.maximum(first_key, own_first)
+        # Only the first of the programs that split a row's own keys takes what its groups' passes left.
+        num_parts = tl.where((own_first > 0) & (tl.program_id(1) == 0), num_shared, 0)
+        for part in range(num_parts):
+            part_lines_M = (part * (tl.num_programs(0) // NUM_KV_HEADS) + row).to(tl.int64) * NUM_HEADS + heads_M
+            out_MD, top_M, sum_M = merge_part(
+                shared_ptr, shared_lse_ptr, part_lines_M, out_MD, top_M, sum_M, live_M, HEAD_SIZE, BLOCK_D
+            )
+    if SPLIT:
         # Short contexts have fewer parts: the last ones are without keys then.
         span = tl.maximum(tl.cdiv(context - first_key, num_splits), min_split_keys)
         span = tl.cdiv(span, BLOCK_K) * BLOCK_K
@@ -120,31 +132,26 @@ def short_kernel(
         BLOCK_K,
         BLOCK_D,
     )
-    if IN_PARTS:
+    if SPLIT:
         part_lines_M = (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) * BLOCK_M + lines_M
         store_part(part_ptr, part_lse_ptr, part_lines_M, out_MD, top_M, sum_M, live_M, HEAD_SIZE, BLOCK_D)
     else:
         store_out(out_ptr, out_MD, sum_M, start + queries_M, heads_M, live_M, NUM_HEADS, HEAD_SIZE, BLOCK_D)
 
 
-@triton.jit(do_not_specialize=["num_splits", "num_shared"])
+@triton.jit(do_not_specialize=["num_splits"])
 def merge_kernel(
     part_ptr,
     part_lse_ptr,
-    own_first_ptr,
-    shared_ptr,
-    shared_lse_ptr,
     starts_ptr,
     out_ptr,
     num_splits,
-    num_shared,
     NUM_KV_HEADS: tl.constexpr,
     REPEATS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * REPEATS
     row, kv_head = tl.program_id(0) // NUM_KV_HEADS, tl.program_id(0) % NUM_KV_HEADS
     start = tl.load(starts_ptr + row)
     num_queries = (tl.load(starts_ptr + row + 1) - start).to(tl.int32)
@@ -160,12 +167,4 @@ def merge_kernel(
             part_ptr, part_lse_ptr, part_lines_M, out_MD, top_M, sum_M, live_M, HEAD_SIZE, BLOCK_D
         )
     heads_M = kv_head * REPEATS + lines_M % REPEATS
-    if own_first_ptr is not None:
-        # Of a row that shares nothing the passes have left nothing.
-        num_parts = tl.where(tl.load(own_first_ptr + row) > 0, num_shared, 0)
-        for part in range(num_parts):
-            row_lines_M = (part * (tl.num_programs(0) // NUM_KV_HEADS) + row).to(tl.int64) * NUM_HEADS + heads_M
-            out_MD, top_M, sum_M = merge_part(
-                shared_ptr, shared_lse_ptr, row_lines_M, out_MD, top_M, sum_M, live_M, HEAD_SIZE, BLOCK_D
-            )
-    store_out(out_ptr, out_MD, sum_M, start + queries_M, heads_M, live_M, NUM_HEADS, HEAD_SIZE, BLOCK_D)
+    store_out(out_ptr, out_MD, sum_M, start + queries_M, heads_M, live_M, NUM_KV_HEADS * REPEATS, HEAD_SIZE, BLOCK_D)

@@ -4,8 +4,8 @@
 Rows whose queries fit one small tile (decodes) are `triton_attention_short.py`'s, all others (prefills)
 `triton_attention_long.py`'s, and what decodes share is first `triton_attention_shared.py`'s. The kernels run over
 grids that shapes alone decide, whose programs find their work, or none, on the device: nothing is read back to the
-host, and the launches can be captured in a CUDA graph. Decodes wait for the memory; what computes more, prefills and
-shared keys, runs beside them.
+host, and the launches can be captured in a CUDA graph. A prefill's last queries go through many keys one after another
+and leave much of the device to others, so prefills run beside decodes.
 
 Legend: T tokens, S rows (sequences), H query heads, G kv heads, D head size, P pages, B tokens a page,
 R lines of the page table, N pages a line.
@@ -27,7 +27,7 @@ from .triton_attention_shared import shared_kernel
 from .triton_attention_short import merge_kernel, short_kernel
 from .triton_attention_tiling import Tiling
 from .triton_compiling import launcher
-from .triton_device import beside, num_processors
+from .triton_device import beside
 
 
 def paged_attention(
@@ -97,16 +97,12 @@ def paged_attention(
     )
     short = tilings.short_tiling(repeats, block_d, k_pages_PGBD.dtype)
     long = tilings.long_tiling(repeats, block_d, q_THD.dtype)
-    parts = None if shared is None else _shared_parts(call, shared, long, num_shared_parts)
     with ExitStack() as others:
         if max_query_len is None or max_query_len * repeats > short.block_m:
             found = prefills or find_prefills(query_starts_S1)
             others.enter_context(beside(q_THD.device, lambda: _launch_long(call, long, short.block_m, found)))
-        if parts is not None:
-            others.enter_context(beside(q_THD.device, lambda: _launch_shared(call, parts, long)))
-        own_parts = _launch_short(call, short, num_splits, shared)
-    if own_parts is not None:
-        _launch_merge(call, short, own_parts, parts)
+        parts = None if shared is None else _launch_shared(call, shared, long, num_shared_parts)
+        _launch_short(call, short, num_splits, shared, parts)
     return out_THD
 
 
@@ -145,99 +141,83 @@ class _Call:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Parts:
-    """What passes over some of the keys leave: results, and log-sum-exps; `num_parts` of each level or row.
-
-    Of shared keys [levels · parts, S, H, D] and [levels · parts, S, H], of rows' own [parts, S · G, M, D] and
-    [parts, S · G, M].
-    """
+class _SharedParts:
+    """What the passes over shared keys leave: results [parts, S, H, D] and log-sum-exps [parts, S, H]."""
 
     results: Tensor
     lse: Tensor
-    num_parts: int
-    shared: SharedPrefixes | None = None
 
 
-def _shared_parts(call: _Call, shared: SharedPrefixes, tiling: Tiling, num_parts: int | None) -> _Parts:
-    """Memory for them, of which a level that a row has nothing of leaves no result."""
-    q_THD = call.inputs[0]
+def _launch_shared(call: _Call, shared: SharedPrefixes, tiling: Tiling, num_parts: int | None) -> _SharedParts:
+    q_THD, num_levels = call.inputs[0], len(shared.levels)
+    rows_per_tile = tiling.block_m // call.constants["REPEATS"]
     if num_parts is None:
-        programs = triton.cdiv(call.num_rows, tiling.block_m // call.constants["REPEATS"]) * call.num_kv_heads
+        programs = triton.cdiv(call.num_rows, rows_per_tile) * call.num_kv_heads
         num_parts = tilings.num_shared_parts(programs, call.longest_context, q_THD.device)
-    shape = (len(shared.levels) * num_parts, call.num_rows, *q_THD.shape[1:])
+    shape = (num_levels * num_parts, call.num_rows, *q_THD.shape[1:])
     results = q_THD.new_empty(shape, dtype=torch.float32)
     lse = q_THD.new_full(shape[:3], float("-inf"), dtype=torch.float32)
-    return _Parts(results=results, lse=lse, num_parts=num_parts, shared=shared)
-
-
-def _launch_shared(call: _Call, parts: _Parts, tiling: Tiling) -> None:
-    for index, level in enumerate(parts.shared.levels):
-        num_groups, first_part = level.first_keys.shape[0], index * parts.num_parts
-        num_tiles = call.num_rows // (tiling.block_m // call.constants["REPEATS"]) + num_groups
-        num_numbers = num_tiles * call.num_kv_heads * parts.num_parts
-        launcher(shared_kernel, (min(num_numbers, num_processors(call.out.device)),))(
+    for index, level in enumerate(shared.levels):
+        num_groups = level.first_keys.shape[0]
+        num_tiles = call.num_rows // rows_per_tile + num_groups
+        launcher(shared_kernel, (num_tiles * call.num_kv_heads, num_parts))(
             *call.inputs,
             level.group_starts,
             level.first_keys,
             level.end_keys,
-            parts.results[first_part:],
-            parts.lse[first_part:],
+            results[index * num_parts :],
+            lse[index * num_parts :],
             *call.descriptors(tiling),
             call.scale_log2,
             call.window or 0,
             num_groups,
-            parts.num_parts,
-            num_numbers,
             call.num_rows,
             *call.strides,
             **call.options(tiling),
         )
+    return _SharedParts(results=results, lse=lse)
 
 
-def _launch_short(call: _Call, tiling: Tiling, num_splits: int | None, shared: SharedPrefixes | None) -> _Parts | None:
-    """Returns the parts that are still to be merged, if there are."""
+def _launch_short(
+    call: _Call,
+    tiling: Tiling,
+    num_splits: int | None,
+    shared: SharedPrefixes | None,
+    shared_parts: _SharedParts | None,
+) -> None:
     out_THD, num_programs = call.out, call.num_rows * call.num_kv_heads
     min_split_keys = 1
     if num_splits is None:
         num_splits = tilings.num_splits(num_programs, call.longest_context, out_THD.device)
         min_split_keys = tilings.MIN_SPLIT_KEYS
-    parts = None
-    if num_splits > 1 or shared is not None:
-        lse = out_THD.new_empty(num_splits, num_programs, tiling.block_m, dtype=torch.float32)
-        results = out_THD.new_empty(*lse.shape, call.constants["HEAD_SIZE"], dtype=torch.float32)
-        parts = _Parts(results=results, lse=lse, num_parts=num_splits)
+    parts = parts_lse = None
+    if num_splits > 1:
+        parts_lse = out_THD.new_empty(num_splits, num_programs, tiling.block_m, dtype=torch.float32)
+        parts = out_THD.new_empty(*parts_lse.shape, call.constants["HEAD_SIZE"], dtype=torch.float32)
     launcher(short_kernel, (num_programs, num_splits))(
         *call.inputs,
         out_THD,
-        None if parts is None else parts.results,
-        None if parts is None else parts.lse,
+        parts,
+        parts_lse,
         None if shared is None else shared.own_first_keys,
+        None if shared_parts is None else shared_parts.results,
+        None if shared_parts is None else shared_parts.lse,
         call.scale_log2,
         call.window or 0,
         num_splits,
         min_split_keys,
+        0 if shared_parts is None else shared_parts.lse.shape[0],
         *call.strides,
         **call.options(tiling),
-        IN_PARTS=parts is not None,
+        HAS_SHARED=shared is not None,
+        SPLIT=num_splits > 1,
     )
-    return parts
-
-
-def _launch_merge(call: _Call, tiling: Tiling, own: _Parts, shared: _Parts | None) -> None:
-    sizes = {name: call.constants[name] for name in ("NUM_KV_HEADS", "REPEATS", "HEAD_SIZE", "BLOCK_D")}
-    launcher(merge_kernel, (call.num_rows * call.num_kv_heads,))(
-        own.results,
-        own.lse,
-        None if shared is None else shared.shared.own_first_keys,
-        None if shared is None else shared.results,
-        None if shared is None else shared.lse,
-        call.inputs[5],
-        call.out,
-        own.num_parts,
-        0 if shared is None else shared.lse.shape[0],
-        **sizes,
-        BLOCK_M=tiling.block_m,
-    )
+    if num_splits > 1:
+        sizes = {name: call.constants[name] for name in ("NUM_KV_HEADS", "REPEATS", "HEAD_SIZE", "BLOCK_D")}
+        starts_S1 = call.inputs[5]
+        launcher(merge_kernel, (num_programs,))(
+            parts, parts_lse, starts_S1, out_THD, num_splits, **sizes, BLOCK_M=tiling.block_m
+        )
 
 
 def _launch_long(call: _Call, tiling: Tiling, short_m: int, prefills: Prefills) -> None:
