@@ -70,14 +70,14 @@ class Penalties:
             self.rows.strengths_R3[row] = upload(np.array(NOTHING, np.float32), self._device)
             self.asks_R[row] = False
         if self._slot_R[row] != NO_SLOT:
-            self.rows.slots_R[row] = NO_SLOT
+            self.rows.slots_R[row].fill_(NO_SLOT)  # An assignment would wait for the device.
             self._free.append(int(self._slot_R[row]))
             self._slot_R[row] = NO_SLOT
 
     def _count(self, row: int, generated: npt.NDArray[np.int32]) -> None:
         """Give the row a slot, and count these tokens there."""
         slot = self._slot_R[row] = self._free_slot()
-        self.rows.slots_R[row] = int(slot)
+        self.rows.slots_R[row].fill_(int(slot))
         ids, times = (upload(x.astype(np.int64), self._device) for x in np.unique(generated, return_counts=True))
         counts_V = self.rows.counts_CV[slot].zero_()
         counts_V[ids] = times.to(counts_V.dtype)
