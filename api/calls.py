@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from ..jobs.backend import Backend
 from ..jobs.errors import NotFound, RateLimited, Unavailable, UserError
+from ..jobs.generation import NEUTRAL
 from ..jobs.ids import new_id
 from ..jobs.live import API_TTL_S, Call, Place, api_key, messages_key
 from ..jobs.traces import traceparent_of_request
@@ -52,6 +53,7 @@ class Pending:
         self.usage: dict[str, Any] | None = None
         self.asked_at = self.heard_at = 0.0  # The last try, and the first word of it.
         self.phases: dict[str, float] = {}
+        self.sampling = NEUTRAL  # How its worker draws what it says nothing of.
         self.error: UserError | None = None
         self.has_ended = False
         self.timer: asyncio.TimerHandle | None = None
@@ -246,6 +248,7 @@ class Calls:
         return last
 
     def _hear(self, envelope: dict[str, Any]) -> None:
+        sampling = envelope.get("sampling", NEUTRAL)
         phases = envelope.get("phases", {})  # Of those of whom nothing was said before; earlier versions have none.
         for call_id, attempt, number, kind, content in envelope["messages"]:
             pending = self._pending.get(call_id)
@@ -256,7 +259,7 @@ class Calls:
             elif kind == "again":
                 self._start(self._again(pending, attempt))
             else:
-                pending.phases = phases.get(call_id, pending.phases)
+                pending.phases, pending.sampling = phases.get(call_id, pending.phases), sampling
                 pending.hear(number, kind, content)
 
     # Workers that die

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Body, Request
@@ -20,7 +21,7 @@ from ..jobs.errors import UserError
 from ..jobs.estimates import line_tokens
 from ..jobs.invalid import whole_text
 from ..jobs.records import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
-from ..jobs.requests import parse_body
+from ..jobs.requests import ChatCompletionRequest, CompletionRequest, parse_body
 from ..jobs.response_requests import parse_responses
 from .calls import Calls, Pending
 from .chunks import Chunks, Events
@@ -43,6 +44,7 @@ WHOLE: dict[int | str, dict[str, Any]] = {
 }
 JsonBody = Annotated[dict[str, Any], Body(description="OpenAI's request, and vLLM's fields beyond it.")]
 COMMENT = b": keep-alive\n\n"
+MakeEvents = Callable[[Mapping[str, float]], Events]  # Told how its worker draws what a request says nothing of.
 CLIENT_GONE = 499  # nginx's status for an answer that nobody waits for; it goes to the log only.
 
 
@@ -77,12 +79,16 @@ async def create_embeddings(request: Request, body: JsonBody, tenant: TenantDep)
 async def _serve(request: Request, url: str, body: dict[str, Any], tenant: str) -> Response:
     asked = parse_body(url, body)
     tokens = math.ceil(line_tokens(url, body).asked)
-    chunks: Events | None = None
-    if asked.stream and not isinstance(asked, EmbeddingRequest):
-        chunks = ResponseEvents(parse_responses(body)) if url == RESPONSES else Chunks(url, asked)
+    events = _events(url, body, asked) if asked.stream and not isinstance(asked, EmbeddingRequest) else None
     return await answer_of(
-        request, url, asked.model, body, tenant, tokens=tokens, priority=asked.priority, chunks=chunks
+        request, url, asked.model, body, tenant, tokens=tokens, priority=asked.priority, events=events
     )
+
+
+def _events(url: str, body: dict[str, Any], asked: ChatCompletionRequest | CompletionRequest) -> MakeEvents:
+    if url == RESPONSES:
+        return partial(ResponseEvents, parse_responses(body))
+    return lambda sampling: Chunks(url, asked)
 
 
 async def answer_of(
@@ -94,15 +100,15 @@ async def answer_of(
     *,
     tokens: int = 0,
     priority: int = 0,
-    chunks: Events | None = None,
+    events: MakeEvents | None = None,
 ) -> Response:
-    """What a worker of the model answers: whole, or as a stream of `chunks` from its first token on."""
+    """What a worker of the model answers: whole, or as a stream of `events` from its first token on."""
     calls: Calls = request.app.state.calls
     pending = await calls.ask(url, _known_text(model), body, tenant=tenant, tokens=tokens, priority=priority)
     try:
         await while_there(request.receive, pending.wait())
-        if chunks is not None:
-            return EventStream(pending, chunks, calls, _timing(request, pending))
+        if events is not None:
+            return EventStream(pending, events(pending.sampling), calls, _timing(request, pending))
     except ClientGone:
         return _ended(calls, pending, Response(status_code=CLIENT_GONE))
     except BaseException:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..jobs.errors import UserError
+from ..jobs.generation import NEUTRAL
 from ..jobs.ids import passing_id
 from ..jobs.response_objects import (
     Item,
@@ -81,10 +82,10 @@ class _Text:
 
 
 class ResponseEvents:
-    """The events of one stream."""
+    """The events of one stream. What is not asked for is drawn by `sampling`."""
 
-    def __init__(self, asked: ResponsesRequest) -> None:
-        self._response = begun(asked)
+    def __init__(self, asked: ResponsesRequest, sampling: Mapping[str, float] = NEUTRAL) -> None:
+        self._response = begun(asked, sampling)
         self._output: list[Item | _Text] = []
         self._thought: _Text | None = None
         self._message: _Text | None = None

@@ -51,6 +51,28 @@ class ErrorBody(BaseModel):
     error: ErrorFields
 
 
+class DefaultSampling(BaseModel):
+    """What holds for the fields that a request leaves out.
+
+    `max_tokens` is for chats and responses; null: what fits. No answer is longer than `max_tokens_limit`; null:
+    no limit.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    max_tokens: int | None
+    max_tokens_limit: int | None
+
+
+class ModelExtension(BaseModel):
+    """What OpenAI's object has no place for; null: its worker does not say."""
+
+    default_sampling: DefaultSampling | None
+
+
 class ModelObject(Identified):
     """A model that a live worker serves; prompt and answer together have at most `max_model_len` tokens."""
 
@@ -58,10 +80,15 @@ class ModelObject(Identified):
     created: int
     owned_by: str = "pressrun"
     max_model_len: int
+    pressrun: ModelExtension
 
     @classmethod
     def of(cls, card: ModelCard) -> ModelObject:
-        return cls(id=card.id, created=card.created, max_model_len=card.max_model_len)
+        said = card.default_sampling
+        # A worker of a later version may say more.
+        sampling = None if said is None else DefaultSampling.model_validate(said)
+        extension = ModelExtension(default_sampling=sampling)
+        return cls(id=card.id, created=card.created, max_model_len=card.max_model_len, pressrun=extension)
 
 
 class ModelList(BaseModel):

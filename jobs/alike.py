@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from .generation import NEUTRAL
 from .json_text import written
 from .messages import Message
 from .records import CHAT, COMPLETIONS
@@ -37,9 +38,13 @@ class Parsed:
 
 
 class Alike:
-    """Reads requests one after another, and remembers one of each kind: to be used for a bounded number of them."""
+    """Reads requests one after another, and remembers one of each kind: to be used for a bounded number of them.
 
-    def __init__(self) -> None:
+    What they leave out of the `sampling` is as given there.
+    """
+
+    def __init__(self, sampling: Mapping[str, float] = NEUTRAL) -> None:
+        self._sampling = sampling
         self._known: dict[Kind, Request] = {}
 
     def parse(self, endpoint: str, body: object) -> Parsed:
@@ -48,7 +53,7 @@ class Alike:
         known = None if kind is None else self._known.get(kind)
         request = None if known is None else _with_prompt(known, endpoint, body)
         if request is None:
-            request = parse_body(endpoint, body)
+            request = parse_body(endpoint, body, self._sampling)
             if kind is not None:
                 self._known[kind] = request
         return Parsed(request=request, kind=kind)

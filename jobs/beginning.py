@@ -56,8 +56,14 @@ def _check(backend: Backend, batch: Batch, lock: Lock) -> None:
             yield chunk
 
     models = backend.store.known_models()
-    known = backend.store.answer_tokens()
-    result = validate(batch, read, models=models, settings=backend.settings, answer_tokens=known)
+    result = validate(
+        batch,
+        read,
+        models=models,
+        settings=backend.settings,
+        answer_tokens=backend.store.answer_tokens(),
+        samplings=backend.store.samplings(),
+    )
     errors = _refusals(backend, batch, result)
     if errors:
         backend.store.fail(batch.id, errors, result.total, to=_end_of(batch), generation=0)

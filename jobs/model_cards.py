@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from .connection import Connection
 from .fields import as_text
+from .generation import NEUTRAL
 from .records import EMBEDDINGS, Batch, ModelCard, Speed
 
 MODELS, SERVED, ANSWER_TOKENS = "pressrun:models", "pressrun:served", "pressrun:answer-tokens"
@@ -43,6 +45,15 @@ class ModelCards(Connection):
         for card in self.live_workers():
             cards.setdefault(card.id, card)
         return list(cards.values())
+
+    def samplings(self) -> dict[str, Mapping[str, float]]:
+        """How the models that live workers serve draw what a request says nothing of."""
+        said = {card.id: card.default_sampling for card in self.models()}
+        return {
+            model: {name: sampling[name] for name in NEUTRAL}
+            for model, sampling in said.items()
+            if sampling is not None
+        }
 
     def served(self) -> dict[str, float]:
         """Every model that was ever served, and when it last was."""

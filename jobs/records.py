@@ -6,6 +6,7 @@ A batch moves only along `MOVES`; a retry opens an ended one again, as its next 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -369,6 +370,7 @@ class ModelCard:
     """A model that a live worker serves. `worker` is the name of the worker that said so.
 
     `tokens_per_s` is what it does while it is busy, prompts and answers together; 0 as long as it has measured nothing.
+    `default_sampling` is what holds where a request says nothing (`generation.Defaults`); earlier versions say none.
     """
 
     id: str
@@ -376,6 +378,7 @@ class ModelCard:
     created: int
     worker: str
     tokens_per_s: float = 0.0
+    default_sampling: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

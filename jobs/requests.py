@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from .constraints import MAX_INT, AllowedTokenIds, BadWords, LogitBias, TokenIds
 from .embeddings import EmbeddingRequest
 from .errors import UserError
+from .generation import NEUTRAL, MinP, RepetitionPenalty, Temperature, TopK, TopP
 from .invalid import invalid_type, whole_text
 from .labels import Labels
 from .messages import Message
@@ -49,8 +50,8 @@ class Sampled(Structured):
 
     model: str
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
     n: int = Field(1, ge=1, le=128)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop = Field([])
@@ -61,9 +62,9 @@ class Sampled(Structured):
     stream_options: StreamOptions | None = None
     user: Text | None = None
 
-    top_k: int = Field(0, ge=-1, le=MAX_INT)
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    top_k: TopK = 0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
     min_tokens: int = Field(0, ge=0, le=MAX_INT)
     ignore_eos: bool = False
     stop_token_ids: TokenIds = Field([], max_length=128)
@@ -180,13 +181,14 @@ BODIES: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest] | typ
 }
 
 
-def parse_body(endpoint: str, body: object) -> Request:
+def parse_body(endpoint: str, body: object, sampling: Mapping[str, float] = NEUTRAL) -> Request:
     """The request in `body`, sent to an endpoint; of `/v1/responses` the chat request that asks the same.
 
+    What it leaves out of the `sampling` is as given there: who does not know the model's own only checks a request.
     Raises UserError that names the field and the fix.
     """
     if endpoint == RESPONSES:
-        return _as_chat(body)
+        return _as_chat(body, sampling)
     if not isinstance(body, dict):
         raise invalid_type("body", "an object", body)
     refuse_old_names(body)
@@ -195,15 +197,15 @@ def parse_body(endpoint: str, body: object) -> Request:
         fix = f"use '{INSTEAD[name]}'" if name in INSTEAD else "remove it"
         raise UserError(f"'{name}' is not supported; {fix}.", param=name, code="unsupported_parameter")
     try:
-        return parsed(BODIES[endpoint], given)
+        return parsed(BODIES[endpoint], given if endpoint == EMBEDDINGS else {**sampling, **given})
     except UserError as error:
         raise _in_openais_words(error, given) from error
 
 
-def _as_chat(body: object) -> Request:
+def _as_chat(body: object, sampling: Mapping[str, float]) -> Request:
     asked = parse_responses(body)
     try:
-        return parse_body(CHAT, asked.as_chat())
+        return parse_body(CHAT, asked.as_chat(), sampling)
     except UserError as error:
         raise in_own_terms(error) from error
 

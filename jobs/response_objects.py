@@ -6,10 +6,11 @@ Whole answers and the events of streams are made of the same pieces. Knows nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from .errors import UserError
+from .generation import NEUTRAL
 from .ids import passing_id
 from .records import Usage
 from .response_requests import ResponsesRequest
@@ -18,8 +19,8 @@ Status = Literal["in_progress", "completed", "incomplete"]
 Item = dict[str, Any]
 
 
-def begun(asked: ResponsesRequest) -> dict[str, Any]:
-    """OpenAI's object, of which nothing is written yet."""
+def begun(asked: ResponsesRequest, sampling: Mapping[str, float] = NEUTRAL) -> dict[str, Any]:
+    """OpenAI's object, of which nothing is written yet. What is not asked for is drawn by `sampling`."""
     return {
         "id": passing_id("resp_"),
         "object": "response",
@@ -31,6 +32,8 @@ def begun(asked: ResponsesRequest) -> dict[str, Any]:
         "output": [],
         "usage": None,
         **_repeated(asked),
+        "temperature": sampling["temperature"] if asked.temperature is None else asked.temperature,
+        "top_p": sampling["top_p"] if asked.top_p is None else asked.top_p,
     }
 
 
@@ -96,8 +99,6 @@ def _repeated(asked: ResponsesRequest) -> dict[str, Any]:
         "model": asked.model,
         "instructions": asked.instructions,
         "max_output_tokens": asked.max_output_tokens,
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
         "tools": [tool.model_dump() for tool in asked.tools],
         "tool_choice": choice.type if choice.name is None else choice.model_dump(),
         "parallel_tool_calls": asked.parallel_tool_calls,

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .constraints import MAX_INT
 from .errors import UserError
+from .generation import Temperature, TopP
 from .invalid import invalid_type
 from .labels import Labels
 from .response_items import Item, MessageItem, messages_of_items
@@ -92,8 +93,8 @@ class ResponsesRequest(Labels):
     input: Text | Annotated[list[Item], Field(min_length=1, fail_fast=True)]
     instructions: Text | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=MAX_INT)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)] = Field([])
     tool_choice: Choice = Choice(type="auto", name=None)
     parallel_tool_calls: bool = True

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .errors import SettingsError
+from .generation import parse_override
 from .leases import Lease
 
 PREFIX = "PRESSRUN_"
@@ -150,6 +151,15 @@ class Settings(BaseSettings):
         False,
         description="Take chat_template from requests. Templates are programs: one that does not end stops a worker.",
     )
+    generation_config: str = Field(
+        "auto",
+        description="Where what requests leave out of their sampling is taken from: auto, generation_config.json in "
+        "the model's folder, if it is there; vllm, nowhere; or a folder with such a file.",
+    )
+    override_generation_config: str | None = Field(
+        None,
+        description='JSON that goes over single fields of it, such as {"temperature": 0.5}; null takes one back.',
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of weights and KV cache."
     )
@@ -200,6 +210,13 @@ class Settings(BaseSettings):
         for place in cls.places(value):
             if not re.fullmatch(r"[a-z0-9][a-z0-9.-]+(/[^/]+)*", place):
                 raise ValueError(f"{place!r} is not bucket or bucket/folder")
+        return value
+
+    @field_validator("override_generation_config")
+    @classmethod
+    def _known_fields(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_override(value)
         return value
 
     @staticmethod

@@ -2,7 +2,8 @@
 
 At temperature 0, or with a seed, nothing is left to chance. Of requests that were read in full `digest_of` says which
 mean the same; workers ask it. Of bodies as they were sent `spelling_of` says, for a small part of the cost, which are
-spelled the same; validation asks it of every line. What is spelled the same means the same. Knows nothing of engines.
+spelled the same; validation asks it of every line. What is spelled the same means the same, as far as what the model
+does with what is left out is known. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from .embeddings import EmbeddingRequest
+from .generation import NEUTRAL
 from .json_text import written
 from .labels import LABELS
 from .records import EMBEDDINGS, RESPONSES, Shard
@@ -50,11 +52,13 @@ def digest_of(
     return hashlib.blake2b(canonical.encode(), digest_size=16).digest()
 
 
-def spelling_of(url: str, body: dict[str, Any]) -> int | None:
+def spelling_of(url: str, body: dict[str, Any], sampling: Mapping[str, float] = NEUTRAL) -> int | None:
     """Eight bytes that are the same for bodies that differ at most in the order of their fields, in labels, and in
-    fields that say what goes without saying; None where chance has a say.
+    fields that say what goes without saying, of `sampling` with this model; None where chance has a say.
     """
     temperature = body.get("temperature")
+    if temperature is None:
+        temperature = sampling["temperature"]
     if url != EMBEDDINGS and not is_bound(temperature, body.get("seed")):
         return None
     given = {name: body[name] for name in sorted(body)}
@@ -63,7 +67,7 @@ def spelling_of(url: str, body: dict[str, Any]) -> int | None:
         given = {
             name: value
             for name, value in given.items()
-            if value is not None and name not in LABELS and value != usual.get(name, _NOTHING)
+            if value is not None and name not in LABELS and value != sampling.get(name, usual.get(name, _NOTHING))
         }
         if temperature == 0:
             given["temperature"] = 0  # However it was written.

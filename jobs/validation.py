@@ -19,6 +19,7 @@ from .arranging import Beginnings, Layout
 from .cutting import MAX_SHARD_BYTES, cut
 from .errors import BlobMissing, UserError
 from .estimates import DEFAULT_ANSWER_TOKENS, line_tokens
+from .generation import NEUTRAL
 from .json_text import read_strictly
 from .line_options import line_options
 from .lines import split_lines
@@ -122,14 +123,16 @@ def validate(
     models: set[str],
     settings: Settings,
     answer_tokens: Mapping[str, float] | None = None,
+    samplings: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Validated:
     """Check all lines of `batch`; `read` opens its input, `models` are known here.
 
     `answer_tokens` is how long a model's answers are, as far as is known: for the estimate of the batch's tokens.
+    `samplings` says how a model draws them where a line does not, as far as is known: for the lines that ask the same.
     """
     found, total = _Findings(), 0
     try:
-        total = _scan(batch, read(), models, settings, found, answer_tokens or {})
+        total = _scan(batch, read(), models, settings, found, answer_tokens or {}, samplings or {})
     except BlobMissing:
         found.add(None, "invalid_request", _no_file(batch), "file_id")
     except UserError as error:
@@ -177,6 +180,7 @@ def _scan(
     settings: Settings,
     found: _Findings,
     answer_tokens: Mapping[str, float],
+    samplings: Mapping[str, Mapping[str, float]],
 ) -> int:
     total = first = start = 0
     for number, (offset, raw) in enumerate(split_lines(chunks, longest=settings.max_line_bytes), start=1):
@@ -191,7 +195,7 @@ def _scan(
             start = offset
         body = _check_line(batch, raw, number, models, settings, found)
         found.beginnings.add(body)
-        found.spellings.add(total, spelling_of(batch.endpoint, body))
+        found.spellings.add(total, spelling_of(batch.endpoint, body, samplings.get(found.model or "", NEUTRAL)))
         answer = answer_tokens.get(found.model or "", DEFAULT_ANSWER_TOKENS)
         tokens = line_tokens(batch.endpoint, body, answer)
         found.asked_tokens += tokens.asked

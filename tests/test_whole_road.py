@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.timeout(600)]
 class Service:
     """`pressrun up` in a folder of its own, and the processes below it."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    def __init__(self, folder: Path, model: Path, **changes: Any) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -54,7 +54,7 @@ class Service:
             "MAX_MODEL_LEN": 512,
             "KV_CACHE_GB": 0.5,
         }
-        environment = os.environ | {f"PRESSRUN_{name}": str(value) for name, value in settings.items()}
+        environment = os.environ | {f"PRESSRUN_{name}": str(value) for name, value in (settings | changes).items()}
         self.log = open(folder / "up.log", "wb")  # noqa: SIM115 (closed in stop)
         command = [str(Path(sys.executable).parent / "pressrun"), "up"]
         self.process = subprocess.Popen(command, env=environment, stdout=self.log, stderr=subprocess.STDOUT)

@@ -56,7 +56,12 @@ class LiveDesk:
         self._is_full = False
         self._closing = threading.Event()
         self._outbox = Outbox(
-            self._live, prompts.tokenizer, model=self._model, worker=worker, on_dead=self._stop_all_of
+            self._live,
+            prompts.tokenizer,
+            model=self._model,
+            worker=worker,
+            on_dead=self._stop_all_of,
+            sampling=prompts.defaults.sampling,
         )
         self._pool = ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix="online")
         self._thread = threading.Thread(target=self._run, name="online-requests", daemon=True)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from ..engine.request import Output
 from ..jobs.errors import UserError
+from ..jobs.generation import NEUTRAL
 from ..jobs.live import Live
 from ..jobs.records import LineResult
 from .moments import Phases
@@ -58,14 +59,26 @@ class Event:
 
 
 class Outbox:
-    """Hand in from any thread; nothing here waits. `on_dead` hears of API processes that are gone."""
+    """Hand in from any thread; nothing here waits. `on_dead` hears of API processes that are gone.
+
+    Those that wait are told how the model is drawn where requests say nothing: by `sampling`.
+    """
 
     def __init__(
-        self, live: Live, tokenizer: Tokenizer, *, model: str, worker: str, on_dead: Callable[[str], None]
+        self,
+        live: Live,
+        tokenizer: Tokenizer,
+        *,
+        model: str,
+        worker: str,
+        on_dead: Callable[[str], None],
+        sampling: Mapping[str, float] = NEUTRAL,
     ) -> None:
         self._live = live
         self._tokenizer = tokenizer
-        self._model, self._worker = model, worker
+        self._common: dict[str, Any] = {"model": model, "worker": worker}
+        if sampling != NEUTRAL:  # Which goes without saying, as it did in earlier versions.
+            self._common["sampling"] = dict(sampling)
         self._on_dead = on_dead
         self._events: SimpleQueue[Event | None] = SimpleQueue()
         self._give_up_at: float | None = None
@@ -165,8 +178,7 @@ class Outbox:
             return
 
     def _packed(self, messages: Sequence[Message]) -> bytes:
-        fields: dict[str, Any] = {"model": self._model, "worker": self._worker}
-        fields["messages"] = [message.content for message in messages]
+        fields = self._common | {"messages": [message.content for message in messages]}
         phases = {message.content[0]: message.phases for message in messages if message.phases is not None}
         if phases:
             fields["phases"] = phases

@@ -16,6 +16,7 @@ from ..engine.request import EMBEDDING_PARAMS, Embedding, ModelInfo, Request, Sa
 from ..jobs.alike import Alike, Kind
 from ..jobs.embeddings import EmbeddingRequest
 from ..jobs.errors import UserError
+from ..jobs.generation import NO_DEFAULTS, Defaults
 from ..jobs.line_options import LineOptions, line_options
 from ..jobs.lines import refused
 from ..jobs.records import RESPONSES, Line, LineResult
@@ -26,6 +27,7 @@ from .asked import Asked, Body, known_tokens
 from .chats import messages_of
 from .deltas import Parser, PlainParser
 from .embeddings import asked_of, check_size
+from .lengths import most_tokens
 from .parsing.style import PLAIN, Style, parser_of
 from .prompt_logprobs import check_scores
 from .rendering import PLAINLY, Rendering
@@ -131,22 +133,30 @@ class Prepared:
 
 
 class Prompts:
-    """Prepares lines for one model. Thread-safe."""
+    """Prepares lines for one model; its `defaults` hold for what they leave out. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, info: ModelInfo, model: str, style: Style = PLAIN) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        info: ModelInfo,
+        model: str,
+        style: Style = PLAIN,
+        defaults: Defaults = NO_DEFAULTS,
+    ) -> None:
         self.tokenizer = tokenizer
         self.info = info
         self.model = model
         self.style = style
+        self.defaults = defaults
 
     def prepare(self, lines: Sequence[Line]) -> list[Prepared | LineResult]:
         """Each line ready to run, or its refusal."""
-        alike, asked = Alike(), dict[Kind, Asked]()
+        alike, asked = Alike(self.defaults.sampling), dict[Kind, Asked]()
         return [self._prepare(line, alike, asked, may_stream=False) for line in lines]
 
     def prepare_online(self, line: Line) -> Prepared | LineResult:
         """The same for an online request, which may ask for its answer piece by piece."""
-        return self._prepare(line, Alike(), {}, may_stream=True)
+        return self._prepare(line, Alike(self.defaults.sampling), {}, may_stream=True)
 
     def _prepare(
         self, line: Line, alike: Alike, known: dict[Kind, Asked], *, may_stream: bool
@@ -165,7 +175,7 @@ class Prompts:
             ending = self._ending(prompts[0]) if isinstance(body, ChatCompletionRequest) else ""
             thinks, has_thought = self._opens_a_thought(ending), self._ends_a_thought(ending)
             grammar = asked.grammar(thinks=thinks, has_thought=has_thought)
-            params = tuple([asked.params(self._max_tokens(body, len(prompt)), grammar) for prompt in prompts])
+            params = tuple([asked.params(self._most_tokens(body, prompt), grammar) for prompt in prompts])
             _check_echo(body, prompts)
             check_scores(body, prompts)
             twin = digest_of(line.url, body, shown=line.body if line.url == RESPONSES else None)
@@ -259,36 +269,12 @@ class Prompts:
     def _ends_a_thought(self, ending: str) -> bool:
         return self.style.thoughts is not None and ending.endswith(self.style.thoughts.close)
 
+    def _most_tokens(self, body: Body, prompt: Sequence[int]) -> int:
+        return most_tokens(body, len(prompt), context=self.info.max_model_len, defaults=self.defaults)
+
     def known(self, tokens: list[int], param: str) -> list[int]:
         """The same tokens. Raises UserError for one that the model does not have."""
         return known_tokens(tokens, param, self.info)
-
-    def _max_tokens(self, body: Body, num_prompt: int) -> int:
-        """What was asked for, or what fits if nothing was. Raises UserError if it does not fit."""
-        context = self.info.max_model_len
-        room = context - num_prompt
-        what = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
-        limit = f"This model's maximum context length is {context} tokens."
-        if num_prompt == 0:
-            raise UserError(f"The {what} must hold at least one token.", param=what, code="invalid_value")
-        if room < 1:
-            message = f"{limit} However, your {what} resulted in {num_prompt} tokens."
-            message += f" Please reduce the length of the {what}."
-            raise UserError(message, param=what, code="context_length_exceeded")
-        name = _limit_name(body)
-        wanted = body.limit if name else min(body.limit or room, room)
-        if wanted is not None and wanted > room:
-            message = f"{limit} However, your {what} resulted in {num_prompt} tokens and '{name}' asks for {wanted}"
-            raise UserError(f"{message}: at most {room} fit.", param=name, code="context_length_exceeded")
-        most = room if wanted is None else wanted
-        if body.min_tokens > most:
-            message = f"{limit} However, your {what} resulted in {num_prompt} tokens and 'min_tokens' asks for"
-            raise UserError(
-                f"{message} {body.min_tokens}: at most {most} fit.",
-                param="min_tokens",
-                code="context_length_exceeded",
-            )
-        return most
 
 
 def _check_echo(body: Body, prompts: Sequence[Sequence[int]]) -> None:
@@ -297,10 +283,3 @@ def _check_echo(body: Body, prompts: Sequence[Sequence[int]]) -> None:
         message = f"Invalid value for 'echo': the choices would repeat {echoed} tokens of the prompts, and at most"
         message += f" {MAX_ECHOED_TOKENS} are allowed. Ask for fewer choices or prompts."
         raise UserError(message, param="echo", code="invalid_value")
-
-
-def _limit_name(body: Body) -> str | None:
-    """The field that sets the most tokens to write, if one does."""
-    if isinstance(body, ChatCompletionRequest) and body.max_completion_tokens is not None:
-        return "max_completion_tokens"
-    return "max_tokens" if body.max_tokens is not None else None

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..jobs.ids import passing_id
 from ..jobs.records import Usage
+from ..jobs.requests import Sampled
 from ..jobs.response_objects import (
     Item,
     Status,
@@ -23,10 +24,11 @@ from .deltas import ToolCallDelta
 from .said import Choice, Said
 
 
-def response_object(asked: ResponsesRequest, choice: Choice, usage: Usage) -> dict[str, Any]:
-    """OpenAI's object. One that was cut off is `incomplete`."""
+def response_object(asked: ResponsesRequest, drawn: Sampled, choice: Choice, usage: Usage) -> dict[str, Any]:
+    """OpenAI's object. One that was cut off is `incomplete`. `drawn` is the request as it was run."""
     status: Status = "incomplete" if choice.finish_reason == "length" else "completed"
-    return ended(begun(asked), _output(choice.said, status), usage_fields(usage), status)
+    sampling = {"temperature": drawn.temperature, "top_p": drawn.top_p}
+    return ended(begun(asked, sampling), _output(choice.said, status), usage_fields(usage), status)
 
 
 def _output(said: Said, status: Status) -> list[Item]:

@@ -51,7 +51,7 @@ def answer(prepared: Prepared, outputs: Sequence[Output], tokenizer: Tokenizer) 
         texts = prompt_texts(body, prepared, tokenizer)
         choices = [replace(choice, text=texts[i // body.n] + choice.text) for i, choice in enumerate(choices)]
     if prepared.line.url == RESPONSES:
-        return response_object(parse_responses(prepared.line.body), choices[0], usage), usage
+        return response_object(parse_responses(prepared.line.body), body, choices[0], usage), usage
     fields: dict[str, Any] = {
         "id": passing_id("chatcmpl-" if chat else "cmpl-"),
         "object": "chat.completion" if chat else "text_completion",

@@ -25,11 +25,13 @@ from ..engine.request import Load, ModelInfo
 from ..jobs.backend import Backend, connect
 from ..jobs.errors import PressrunError, SettingsError, StoreUnavailable
 from ..jobs.garbage import settle
+from ..jobs.generation import NO_DEFAULTS, Defaults
 from ..jobs.lines import never_ran
 from ..jobs.metrics import publish
 from ..jobs.records import Claim, LineResult, ModelCard
 from ..jobs.settings import Settings
 from .appetite import LOADS, Appetite
+from .defaults import load_defaults
 from .engine_child import Engine
 from .engine_keeper import EngineKeeper
 from .engine_process import EngineDied, EngineProcess, EngineStartError
@@ -78,6 +80,7 @@ class PressrunWorker(RqDesk):
         *,
         name: str | None = None,
         grace_s: float = GRACE_S,
+        defaults: Defaults = NO_DEFAULTS,
     ) -> None:
         settings = backend.settings
         name = name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -86,6 +89,7 @@ class PressrunWorker(RqDesk):
         self.engine = engine
         self.tokenizer = tokenizer
         self.grace_s = grace_s
+        self.defaults = defaults
         self.waker = Waker()
         self.appetite = Appetite()
         self.tempo = Tempo()
@@ -220,9 +224,14 @@ class PressrunWorker(RqDesk):
         """The model is loaded for the first time: announce it, and begin to take shards."""
         settings = self.backend.settings
         self._card = ModelCard(
-            id=settings.model_name, max_model_len=info.max_model_len, created=int(time.time()), worker=self.name
+            id=settings.model_name,
+            max_model_len=info.max_model_len,
+            created=int(time.time()),
+            worker=self.name,
+            default_sampling=self.defaults.shown(),
         )
-        prompts = Prompts(self.tokenizer, info, settings.model_name, style_of(settings, self.tokenizer))
+        style = style_of(settings, self.tokenizer)
+        prompts = Prompts(self.tokenizer, info, settings.model_name, style, self.defaults)
         live = LiveDesk(self.backend, prompts, self.waker, worker=self.name)
         self._patiently(lambda: live.announce(LOADS * load.num_rows))
         live.start()
@@ -411,7 +420,7 @@ def run(settings: Settings, model_dir: Path | None = None) -> int:
     except SettingsError as error:
         log.error("the worker cannot start: %s", error)
         return 1
-    return run_with(settings, factory, load_tokenizer)
+    return run_with(settings, factory, load_tokenizer, model_dir=model_dir)
 
 
 def run_with(
@@ -419,16 +428,19 @@ def run_with(
     factory: Callable[[], Engine],
     load_tokenizer: Callable[[], Tokenizer],
     *,
+    model_dir: Path | None = None,
     grace_s: float = GRACE_S,
 ) -> int:
     """Work with a given engine until told to stop; the exit code."""
     engine = EngineProcess(factory)
     try:
+        defaults = load_defaults(settings, model_dir)
         backend = connect(settings)
         engine.start()  # The model loads while this process gets ready too.
         tokenizer = load_tokenizer()
         worker = patiently(
-            lambda: PressrunWorker(backend, engine, tokenizer, grace_s=grace_s), patience_s=lambda: START_S
+            lambda: PressrunWorker(backend, engine, tokenizer, grace_s=grace_s, defaults=defaults),
+            patience_s=lambda: START_S,
         )
         settle()
         worker.work(logging_level=settings.log_level.upper())

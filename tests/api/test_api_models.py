@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import openai
 import pytest
 
 import pressrun
+from pressrun.jobs.generation import NEUTRAL, Defaults
 from pressrun.jobs.records import ModelCard
 
 from .conftest import CHAT, MODEL, Api, jsonl, request_line
@@ -20,10 +22,26 @@ def test_models_of_live_workers_are_listed_once_each(api: Api) -> None:
     assert models.keys() == {MODEL, "other"}
     assert models["other"].to_dict() == {
         "id": "other", "object": "model", "created": 5, "owned_by": "pressrun", "max_model_len": 64,
+        "pressrun": {"default_sampling": None},
     }  # fmt: skip
     api.backend.store.forget_model("w2")
     api.backend.store.forget_model("w3")
     assert [model.id for model in api.openai.models.list()] == [MODEL]
+
+
+def test_a_model_tells_what_holds_where_requests_say_nothing(api: Api) -> None:
+    sampling = Defaults(sampling={**NEUTRAL, "temperature": 0.6, "top_k": 20}, max_tokens=100, most_tokens=200).shown()
+    card = ModelCard(id="own", max_model_len=64, created=5, worker="w2", default_sampling=sampling)
+    api.backend.store.touch_model(card)
+    assert api.http.get("/v1/models/own").json()["pressrun"] == {
+        "default_sampling": {
+            "temperature": 0.6, "top_p": 1.0, "top_k": 20, "min_p": 0.0, "repetition_penalty": 1.0,
+            "max_tokens": 100, "max_tokens_limit": 200,
+        },
+    }  # fmt: skip
+    of_a_later_version = replace(card, default_sampling=sampling | {"presence_penalty": 1})
+    api.backend.store.touch_model(of_a_later_version)
+    assert api.openai.models.retrieve("own").id == "own"
 
 
 def test_a_model_with_a_slash_in_its_name_is_found(api: Api) -> None:
