@@ -58,11 +58,11 @@ def test_a_model_that_is_greedy_by_itself_says_the_same_twice(greedy: Service) -
 
 
 def test_what_a_request_says_itself_wins(greedy: Service) -> None:
-    warm = {said(greedy, temperature=1.5, seed=seed) for seed in range(4)}
-    assert len(warm) == 4
+    warm = {said(greedy, temperature=1.5, seed=seed) for seed in range(2)}
+    assert len(warm) == 2
     assert said(greedy, temperature=1.5, seed=0) in warm
-    plain = said(greedy, extra_body={"repetition_penalty": 1.0}, max_tokens=100)
-    assert plain != said(greedy, max_tokens=100)
+    plain = said(greedy, extra_body={"repetition_penalty": 1.0}, max_tokens=60)
+    assert plain != said(greedy, max_tokens=60)
 
 
 def test_an_answer_is_as_long_as_the_model_says_unless_the_request_does(greedy: Service) -> None:
