@@ -47,6 +47,10 @@ MODELS = (
     Model(name="Llama-3.1-8B", num_heads=32, num_kv_heads=8, head_size=128, hidden=4096, intermediate=14336),
     Model(name="SmolLM2-135M", num_heads=9, num_kv_heads=3, head_size=64, hidden=576, intermediate=1536),
 )
+# Of which only attention is timed.
+WIDE = Model(name="Llama-3.1-70B", num_heads=64, num_kv_heads=8, head_size=128, hidden=8192, intermediate=28672)
+DECODES = ((8, 4096), (64, 2048), (256, 512), (256, 2048), (256, 4096), (1024, 512), (1024, 2048), (2048, 512))
+PREFILLS = (2048, 4096, 8192)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +277,6 @@ def main() -> int:
     for model in MODELS:
         for num_tokens in (256, 1024, 8192):
             bench_elementwise(bench, model, num_tokens)
-        for num_rows, context in ((8, 4096), (64, 2048), (256, 512), (256, 2048), (1024, 512), (1024, 2048)):
-            bench_attention(bench, model, [(1, context)] * num_rows, f"{num_rows} × {context}")
         for page_size in (16, 32):
             bench_attention(bench, model, [(1, 2048)] * 256, "256 × 2048", page_size=page_size)
             bench_attention(bench, model, [(2048, 2048)] * 8, "8 prefills of 2048", page_size=page_size)
@@ -285,7 +287,10 @@ def main() -> int:
         bench_attention(bench, model, [(1, 64 + 8 * row) for row in range(256)], "256 × 64…2104")
         bench_attention(bench, model, [(1, 1024)] * 256 + [(1024, 1024)], "256 × 1024 + prefill 1024")
         bench_attention(bench, model, [(2048, 2048)] * 8, "8 prefills of 2048")
-        for num_tokens in (2048, 8192):
+    for model in (*MODELS, WIDE):
+        for num_rows, context in DECODES:
+            bench_attention(bench, model, [(1, context)] * num_rows, f"{num_rows} × {context}")
+        for num_tokens in PREFILLS:
             bench_attention(bench, model, [(num_tokens, num_tokens)], f"prefill {num_tokens}")
     for num_rows in (64, 256, 1024):
         bench_sample(bench, num_rows, 128256)
