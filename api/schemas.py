@@ -10,6 +10,7 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
+from ..jobs.generation import NO_DEFAULTS
 from ..jobs.records import ModelCard
 
 T = TypeVar("T", bound="Identified")
@@ -85,8 +86,8 @@ class ModelObject(Identified):
     @classmethod
     def of(cls, card: ModelCard) -> ModelObject:
         said = card.default_sampling
-        # A worker of a later version may say more.
-        sampling = None if said is None else DefaultSampling.model_validate(said)
+        # A worker of another version may say more or less.
+        sampling = None if said is None else DefaultSampling.model_validate(NO_DEFAULTS.shown() | dict(said))
         extension = ModelExtension(default_sampling=sampling)
         return cls(id=card.id, created=card.created, max_model_len=card.max_model_len, pressrun=extension)
 

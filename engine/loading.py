@@ -78,7 +78,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError as e:
         raise EngineError(f"{path} is not there: is {path.parent} a model's folder?") from e
-    except json.JSONDecodeError as e:
+    except OSError as e:
+        raise EngineError(f"{path} cannot be read: {e}") from e
+    except ValueError as e:  # Of its letters or of its JSON.
         raise EngineError(f"{path} is not JSON: {e}") from e
     if not isinstance(value, dict):
         raise EngineError(f"{path} does not hold an object")

@@ -22,7 +22,7 @@ from .request import SamplingParams
 from .sequence import Sequence
 from .transfer import upload
 
-NO_SLOT = -1
+NO_SLOT, FEW_SLOTS = -1, 4
 NOTHING = (0.0, 0.0, 1.0)
 
 
@@ -38,6 +38,8 @@ class Penalties:
         self.asks_R: npt.NDArray[np.bool_] = np.zeros(num_rows, np.bool_)
         self._slot_R = np.full(num_rows, NO_SLOT, np.int64)
         self._free: list[int] = []
+        # Of rows with a slot, the sequence that it was for.
+        self._holders: dict[int, Sequence] = {}
         self._vocab_size, self._device = vocab_size, device
         # As in the sampler, the last row is nobody's.
         num_rows += 1
@@ -59,7 +61,7 @@ class Penalties:
         prompt, generated = np.split(sequence.tokens, [sequence.num_prompt])
         self.rows.marks_RM[row] = upload(marks_of(prompt, generated, self._vocab_size), self._device)
         if sequence.request.params.frequency_penalty:
-            self._count(row, generated)
+            self._count(row, sequence, generated)
         # Last, because there may be no memory for the others: only a row that has all of it asks.
         self.rows.strengths_R3[row] = upload(np.array(strengths, np.float32), self._device)
         self.asks_R[row] = True
@@ -73,23 +75,35 @@ class Penalties:
             self.rows.slots_R[row].fill_(NO_SLOT)  # An assignment would wait for the device.
             self._free.append(int(self._slot_R[row]))
             self._slot_R[row] = NO_SLOT
+            del self._holders[row]
 
-    def _count(self, row: int, generated: npt.NDArray[np.int32]) -> None:
+    def _count(self, row: int, sequence: Sequence, generated: npt.NDArray[np.int32]) -> None:
         """Give the row a slot, and count these tokens there."""
         slot = self._slot_R[row] = self._free_slot()
+        self._holders[row] = sequence
         self.rows.slots_R[row].fill_(int(slot))
         ids, times = (upload(x.astype(np.int64), self._device) for x in np.unique(generated, return_counts=True))
         counts_V = self.rows.counts_CV[slot].zero_()
         counts_V[ids] = times.to(counts_V.dtype)
 
     def _free_slot(self) -> int:
+        """Of rows whose sequences have left them, before more are made; then as many again, or a few if they fit."""
         if not self._free:
-            old_CV = self.rows.counts_CV
-            old, more = len(old_CV), min(max(4, len(old_CV)), len(self.asks_R) - len(old_CV))
-            counts_CV = torch.cat([old_CV, old_CV.new_zeros(more, self._vocab_size)])
-            self.rows = replace(self.rows, counts_CV=counts_CV)
-            self._free = list(range(old, old + more))
+            for row in [row for row, holder in self._holders.items() if holder.row != row]:
+                self._close(row)
+        if not self._free:
+            try:
+                self._grow(max(FEW_SLOTS, len(self.rows.counts_CV)))
+            except torch.OutOfMemoryError:
+                self._grow(FEW_SLOTS)
         return self._free.pop()
+
+    def _grow(self, more: int) -> None:
+        old_CV = self.rows.counts_CV
+        old, more = len(old_CV), min(more, len(self.asks_R) - len(old_CV))
+        counts_CV = torch.cat([old_CV, old_CV.new_zeros(more, self._vocab_size)])
+        self.rows = replace(self.rows, counts_CV=counts_CV)
+        self._free = list(range(old, old + more))
 
 
 def _strengths(params: SamplingParams) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ Names and meanings are vLLM's. Knows nothing of files (a worker reads them), nor
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -75,8 +76,14 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def known_fields(text: str) -> dict[str, Any]:
-    """The fields of a generation_config.json that count. ValueError if it is no JSON object."""
-    return {name: value for name, value in json_object(text).items() if name in GenerationConfig.model_fields}
+    """The fields of a generation_config.json that count. ValueError if it is no JSON object.
+
+    In others such files have NaN and Infinity, as Python writes them.
+    """
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError("it is not a JSON object")
+    return {name: value for name, value in fields.items() if name in GenerationConfig.model_fields}
 
 
 def checked(fields: Mapping[str, Any]) -> GenerationConfig:

@@ -40,9 +40,9 @@ class ModelCards(Connection):
         self.redis.hdel(MODELS, worker)
 
     def models(self) -> list[ModelCard]:
-        """One card for every model that a live worker serves."""
+        """One card for every model that a live worker serves, of one that says how it is drawn if there is such."""
         cards: dict[str, ModelCard] = {}
-        for card in self.live_workers():
+        for card in sorted(self.live_workers(), key=lambda card: card.default_sampling is None):
             cards.setdefault(card.id, card)
         return list(cards.values())
 
@@ -50,7 +50,7 @@ class ModelCards(Connection):
         """How the models that live workers serve draw what a request says nothing of."""
         said = {card.id: card.default_sampling for card in self.models()}
         return {
-            model: {name: sampling[name] for name in NEUTRAL}
+            model: {name: sampling.get(name, neutral) for name, neutral in NEUTRAL.items()}
             for model, sampling in said.items()
             if sampling is not None
         }

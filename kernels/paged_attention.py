@@ -52,7 +52,7 @@ class Prefills:
 
 
 def find_prefills(query_starts_S1: Tensor) -> Prefills:
-    """Find them among the rows whose queries these starts delimit; on a GPU nothing is read back to the host."""
+    """Find them by the starts (int32) of all rows' queries; on a GPU nothing is read back to the host."""
     if query_starts_S1.is_cuda:
         from . import triton_prefills
 
@@ -80,9 +80,10 @@ def paged_attention(
 ) -> Tensor:
     """Return out_THD, causal grouped-query attention of each row's queries over that row's pages.
 
-    Row s's queries are q_THD[query_starts_S1[s] : query_starts_S1[s + 1]] (S + 1 starts; a row may have none) and are
-    the last tokens of its context_lens_S[s] tokens, whose keys and values are all in the pages already. Its pages are
-    page_table_RN[rows_S[s]] (int32 or int64, one line may serve several rows), or without `rows_S` page_table_RN[s].
+    Row s's queries are q_THD[query_starts_S1[s] : query_starts_S1[s + 1]] (S + 1 starts, int32; there may be none) and
+    are the last tokens of its context_lens_S[s] tokens, whose keys and values are all in the pages already. Its pages
+    are page_table_RN[rows_S[s]] (int32 or int64, one line may serve several rows), or without `rows_S`
+    page_table_RN[s].
     With a `window`, a query at position p sees the keys p - window < k ≤ p. Entries of the table beyond a row's
     context, or for pages that lie wholly before the windows of all its queries, are never looked up, nor is anything
     of a row without queries; slots beyond the context are never used; tokens of q_THD that no row covers are left

@@ -4,6 +4,7 @@
 Legend there.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -34,6 +35,7 @@ def _find_prefills_kernel(query_starts_ptr, rows_ptr, starts_ptr, count_ptr, num
 
 def find_prefills(query_starts_S1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the kernel; `kernels/paged_attention.py` says what it finds."""
+    assert query_starts_S1.dtype == torch.int32
     num_rows = len(query_starts_S1) - 1
     rows_S, count = query_starts_S1.new_empty(num_rows), query_starts_S1.new_empty(1)
     starts_S1 = query_starts_S1.new_empty(num_rows + 1)

@@ -31,7 +31,7 @@ def load_defaults(settings: Settings, model_dir: Path | None) -> Defaults:
     try:
         config = checked(fields)
     except UserError as error:  # The override was found to be good when the settings were read.
-        raise _unusable(file, error.message) from error
+        raise _out_of_range(file, error.message) from error
     is_operators = settings.generation_config not in ("auto", "vllm")
     most_tokens = config.max_new_tokens if is_operators or "max_new_tokens" in override else None
     defaults = defaults_of(config, most_tokens=most_tokens)
@@ -43,16 +43,18 @@ def load_defaults(settings: Settings, model_dir: Path | None) -> Defaults:
 def _file(settings: Settings, model_dir: Path | None) -> Path | None:
     """The file that counts, if one does. Raises SettingsError where the settings name one that is not there."""
     where = settings.generation_config
-    if where == "vllm":
+    if where == "vllm" or (where == "auto" and model_dir is None):
         return None
-    if where == "auto":
-        file = None if model_dir is None else model_dir / FILE
-        return file if file is not None and file.exists() else None
-    file = Path(where).expanduser() / FILE
-    if not file.is_file():
+    try:
+        file = (model_dir if where == "auto" and model_dir is not None else Path(where).expanduser()) / FILE
+        # A link to nothing is no file that is left out, but one that has gone.
+        is_there = file.exists() or file.is_symlink()
+    except (OSError, RuntimeError) as error:
+        raise SettingsError(f"PRESSRUN_GENERATION_CONFIG={where!r}: it cannot be looked at: {error}") from error
+    if not is_there and where != "auto":
         fix = f"give auto, vllm or a folder with a {FILE}"
         raise SettingsError(f"PRESSRUN_GENERATION_CONFIG={where!r}: {file} is not there; {fix}")
-    return file
+    return file if is_there else None
 
 
 def _read(file: Path | None) -> dict[str, Any]:
@@ -61,10 +63,11 @@ def _read(file: Path | None) -> dict[str, Any]:
     try:
         return known_fields(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise _unusable(file, f"it cannot be read as a JSON object: {error}") from error
+        # Of the model's own the engine reads which tokens end an answer, whatever the settings say.
+        raise SettingsError(f"{file}: it cannot be read as a JSON object: {error}; mend it, or remove it") from error
 
 
-def _unusable(file: Path | None, what: str) -> SettingsError:
+def _out_of_range(file: Path | None, what: str) -> SettingsError:
     fix = "mend it, or give the field in PRESSRUN_OVERRIDE_GENERATION_CONFIG, or use PRESSRUN_GENERATION_CONFIG=vllm"
     return SettingsError(f"{file}: {what.rstrip('.')}; {fix}")
 

@@ -414,12 +414,11 @@ class PressrunWorker(RqDesk):
 
 
 def run(settings: Settings, model_dir: Path | None = None) -> int:
-    """Work until told to stop; the exit code. `model_dir` is the model's folder (None with the echo engine)."""
-    try:
-        factory, load_tokenizer = engine_of(settings, model_dir)
-    except SettingsError as error:
-        log.error("the worker cannot start: %s", error)
-        return 1
+    """Work until told to stop; the exit code. `model_dir` is the model's folder (None with the echo engine).
+
+    Raises SettingsError for what no second try would mend.
+    """
+    factory, load_tokenizer = engine_of(settings, model_dir)
     return run_with(settings, factory, load_tokenizer, model_dir=model_dir)
 
 
@@ -431,10 +430,10 @@ def run_with(
     model_dir: Path | None = None,
     grace_s: float = GRACE_S,
 ) -> int:
-    """Work with a given engine until told to stop; the exit code."""
+    """Work with a given engine until told to stop; the exit code. Raises SettingsError as `run` does."""
+    defaults = load_defaults(settings, model_dir)
     engine = EngineProcess(factory)
     try:
-        defaults = load_defaults(settings, model_dir)
         backend = connect(settings)
         engine.start()  # The model loads while this process gets ready too.
         tokenizer = load_tokenizer()

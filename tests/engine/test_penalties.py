@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,9 @@ def test_only_frequency_takes_counts_and_gives_them_back() -> None:
 
     def open(row: int, **fields: float) -> None:
         request = Request(id="a", prompt=[1], params=SamplingParams(max_tokens=9, **fields))  # type: ignore[arg-type]
-        penalties.open(sequence.Sequence(request=request, seed=0, tokens=np.array([1, 2], np.int32)), row)
+        made = sequence.Sequence(request=request, seed=0, tokens=np.array([1, 2], np.int32))
+        made.row = row
+        penalties.open(made, row)
 
     for row in range(6):
         open(row, repetition_penalty=1.1, presence_penalty=1.0)
@@ -160,6 +162,32 @@ def test_only_frequency_takes_counts_and_gives_them_back() -> None:
     open(2)
     assert penalties.rows.slots_R[2] == -1
     assert penalties.rows.strengths_R3[2].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("most", [4, 6])
+def test_counts_of_who_has_left_serve_others_where_there_is_no_memory_for_more(
+    most: int, tiny: Path, make_engine: Callable[..., Any], ask: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow = Penalties._grow
+
+    def grow_a_little(self: Penalties, more: int) -> None:
+        if len(self.rows.counts_CV) + more > most:
+            raise torch.OutOfMemoryError("no memory for more counts")
+        grow(self, more)
+
+    monkeypatch.setattr(Penalties, "_grow", grow_a_little)
+    monkeypatch.setattr("pressrun.engine.penalties.FEW_SLOTS", most // 2)
+    engine = make_engine(tiny, page_size=4, num_pages=256, max_num_seqs=8)
+    options = {"max_tokens": 3, "ignore_eos": True, "frequency_penalty": 0.5}
+    first = [ask([5 + i, 6, 7], id=f"first{i}", **options) for i in range(most)]
+    plain = [ask([50 + i, 6, 7], id=f"plain{i}", max_tokens=12, ignore_eos=True) for i in range(8 - most)]
+    engine.finish([*first, *plain])
+    sizes = engine.load().num_rows
+    assert len(engine.finish([ask([9, 8, 7], id=f"last{i}", **options) for i in range(most)])) == most
+    assert engine.load().num_rows == sizes
+    # One more at a time than there are counts for: fewer run at once from then on, and all are answered.
+    assert len(engine.finish([ask([9, 8, 7], id=f"more{i}", **options) for i in range(8)])) == 8
+    assert engine.load().num_rows <= most
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pressrun.api.schemas import ModelObject
 from pressrun.jobs.backend import Backend
 from pressrun.jobs.errors import SettingsError
 from pressrun.jobs.generation import NEUTRAL, checked, defaults_of, known_fields, parse_override
@@ -132,3 +133,15 @@ def test_the_sampling_of_a_model_is_on_its_workers_cards(backend: Backend) -> No
     assert found["old"].default_sampling is None
     assert backend.store.samplings()["new"] == GREEDY
     assert "old" not in backend.store.samplings()
+
+
+def test_of_a_models_workers_one_that_says_how_it_is_drawn_speaks_for_it_and_need_not_say_all(backend: Backend) -> None:
+    card: dict[str, Any] = {"id": "m", "max_model_len": 8, "created": 1, "tokens_per_s": 0.0}
+    silent, later = card | {"worker": "a"}, card | {"worker": "b", "default_sampling": {"temperature": 0, "new": 1}}
+    for one in (silent, later):
+        backend.redis.hset(MODELS, one["worker"], json.dumps([backend.store.now(), one]))
+    assert [one.worker for one in backend.store.models()] == ["b"]
+    assert backend.store.samplings()["m"] == GREEDY
+    shown = ModelObject.of(backend.store.models()[0]).pressrun.default_sampling
+    assert shown is not None
+    assert shown.model_dump() == {**GREEDY, "max_tokens": None, "max_tokens_limit": None}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pressrun.jobs.errors import SettingsError
 from pressrun.jobs.settings import load_settings
 from pressrun.workers.worker import run
 
@@ -154,10 +155,7 @@ def test_an_engine_that_cannot_start_ends_the_worker_with_an_error(farm: Any) ->
     assert farm.backend.redis.smembers("rq:workers") == set()
 
 
-def test_a_folder_without_a_model_ends_the_worker_with_an_error(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_without_a_model_ends_the_worker_with_an_error(tmp_path: Path) -> None:
     settings = load_settings({}, data_dir=tmp_path, redis_url="redis://unused", model="nope")
-    assert run(settings, tmp_path / "nope") == 1
-    assert "PRESSRUN_MODEL='nope'" in caplog.text
-    assert "holds no model" in caplog.text
+    with pytest.raises(SettingsError, match=r"PRESSRUN_MODEL='nope'.*holds no model"):
+        run(settings, tmp_path / "nope")
