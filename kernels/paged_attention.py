@@ -83,12 +83,12 @@ def paged_attention(
     Row s's queries are q_THD[query_starts_S1[s] : query_starts_S1[s + 1]] (S + 1 starts, int32; there may be none) and
     are the last tokens of its context_lens_S[s] tokens, whose keys and values are all in the pages already. Its pages
     are page_table_RN[rows_S[s]] (int32 or int64, one line may serve several rows), or without `rows_S`
-    page_table_RN[s].
-    With a `window`, a query at position p sees the keys p - window < k ≤ p. Entries of the table beyond a row's
-    context, or for pages that lie wholly before the windows of all its queries, are never looked up, nor is anything
-    of a row without queries; slots beyond the context are never used; tokens of q_THD that no row covers are left
-    unwritten in the result. A page holds 16 tokens or a multiple of that. Pages are of the queries' dtype, or of
-    torch.float8_e4m3fn, whose values are taken as they are. What is `shared` changes no result, only the work.
+    page_table_RN[s]. With a `window`, a query at position p sees the keys p - window < k ≤ p. Entries of the table
+    beyond a row's context, or for pages that lie wholly before the windows of all its queries, are never looked up,
+    nor is anything of a row without queries; slots beyond the context are never used; tokens of q_THD that no row
+    covers are left unwritten in the result. A page holds 16 tokens or a multiple of that. Pages are of the queries'
+    dtype, or of torch.float8_e4m3fn, whose values are taken as they are. What is `shared` changes no result, only the
+    work.
 
     On a GPU nothing is read back to the host, so the launch can be captured in a CUDA graph, and the contents of all
     tensors changed between replays. A hint, which must hold for the values on the device (in a graph: at every replay),

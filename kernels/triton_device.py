@@ -1,4 +1,3 @@
-# mypy: ignore-errors
 """What launches need of a device: how wide it is, and a second stream. Knows no kernel."""
 
 from collections.abc import Callable, Iterator
@@ -36,4 +35,4 @@ def beside(device: torch.device, launch: Callable[[], None]) -> Iterator[None]:
 
 @cache
 def _second_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
